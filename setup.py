@@ -23,7 +23,7 @@ from setuptools.command.build_ext import build_ext
 STUB = "kvmcpu/_kvm.pyi"
 GENDOCS = "csrc/python/gendocs.py"
 GENERATED = "build/generated"
-DOCS = f"{GENERATED}/docstrings.h"
+DOCS = f"{GENERATED}/docs.h"
 ARCHITECTURES = {"amd64": "x86_64", "aarch64": "arm64"}  # machines that have another name in Linux
 
 
