@@ -27,15 +27,12 @@ DOCS = f"{GENERATED}/docs.h"
 ARCHITECTURES = {"amd64": "x86_64", "aarch64": "arm64"}  # machines that have another name in Linux
 
 
+machine = platform.machine().lower()
+arch = os.environ.get("KVMCPU_ARCH") or ARCHITECTURES.get(machine, machine)
+arch_sources = sorted(glob(f"csrc/core/arch/{arch}.c") + glob(f"csrc/core/arch/{arch}_*.c"))
+
+
 def extension() -> Extension:
-    if not sys.platform.startswith("linux"):
-        sys.exit(f"kvmcpu: KVM is a part of Linux, this is {sys.platform}")
-    machine = platform.machine().lower()
-    arch = os.environ.get("KVMCPU_ARCH") or ARCHITECTURES.get(machine, machine)
-    own = sorted(glob(f"csrc/core/arch/{arch}.c") + glob(f"csrc/core/arch/{arch}_*.c"))
-    if not own:
-        known = ", ".join(sorted(Path(file).stem for file in glob("csrc/core/arch/*.c")))
-        sys.exit(f"kvmcpu: there is no code for the architecture {arch} (there is for: {known})")
     flags = ["-std=gnu17", "-O2", "-g", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
     # Two that Python's own way of writing callbacks and tables would set off everywhere.
     flags += ["-Wno-unused-parameter", "-Wno-missing-field-initializers"]
@@ -43,7 +40,7 @@ def extension() -> Extension:
         flags.append("-Werror")
     return Extension(
         "kvmcpu._kvm",
-        sources=[*sorted(glob("csrc/core/*.c")), *own, *sorted(glob("csrc/python/*.c"))],
+        sources=[*sorted(glob("csrc/core/*.c")), *arch_sources, *sorted(glob("csrc/python/*.c"))],
         include_dirs=["csrc/core", "csrc/python", GENERATED],
         depends=[
             *sorted(glob("csrc/**/*.h", recursive=True)),
@@ -69,6 +66,11 @@ class BuildExt(build_ext):
             self.build_temp += "t"
 
     def build_extension(self, ext: Extension) -> None:
+        if not sys.platform.startswith("linux"):
+            sys.exit(f"kvmcpu: KVM is a part of Linux, and this is {sys.platform}")
+        if not arch_sources:
+            known = ", ".join(sorted(Path(file).stem for file in glob("csrc/core/arch/*.c")))
+            sys.exit(f"kvmcpu: there is no code for the architecture {arch}, only for {known}")
         subprocess.run([sys.executable, GENDOCS, STUB, DOCS], check=True)
         temp = Path(self.build_temp)
         temp.mkdir(parents=True, exist_ok=True)
@@ -96,9 +98,11 @@ class BuildExt(build_ext):
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             objects = list(pool.map(compile_one, ext.sources))
         stamp.write_text(command)
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.unlink(missing_ok=True)  # a source that is gone leaves no newer object
         self.compiler.link_shared_object(
             objects,
-            self.get_ext_fullpath(ext.name),
+            str(target),
             libraries=self.get_libraries(ext),
             extra_postargs=ext.extra_link_args,
             build_temp=self.build_temp,
