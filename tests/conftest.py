@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""Fixtures that the tests share, and a closing list of what was not run and why.
+
+``guest``, ``long_guest`` and ``user_guest`` make running guests out of assembler (guests.py tells
+where their parts lie); every VM is closed at the end of its test::
+
+    def test_port(guest):
+        g = guest("mov al, 'A'; out 0xe9, al; hlt")
+        g.collect(0xE9)
+        g.run()
+        assert g.out == [ord("A")]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import guests
+import pytest
+
+import kvmcpu
+
+Maker = Callable[..., guests.Guest]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the long sweeps")
+
+
+@cache
+def no_kvm() -> str | None:
+    """Why there is no KVM here; None if there is one."""
+    try:
+        kvmcpu.Kvm().close()
+    except kvmcpu.KvmError as error:
+        return f"no KVM here: {error}"
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = config.getoption("--slow")
+    for item in items:
+        if "kvm" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.kvm)
+        if item.get_closest_marker("kvm") and no_kvm():
+            item.add_marker(pytest.mark.skip(reason=no_kvm() or ""))
+        if item.get_closest_marker("slow") and not slow:
+            item.add_marker(pytest.mark.skip(reason="a long sweep: run with --slow"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    if reasons:
+        terminalreporter.section("not run")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:5} test{'s' * (count > 1)}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def kvm() -> Iterator[kvmcpu.Kvm]:
+    """The host's KVM, one for the session: the kernel takes long to list the supported CPUID."""
+    with kvmcpu.Kvm() as kvm:
+        yield kvm
+
+
+@pytest.fixture
+def vm(kvm: kvmcpu.Kvm) -> Iterator[kvmcpu.VM]:
+    """An empty VM."""
+    with kvm.create_vm() as vm:
+        yield vm
+
+
+@pytest.fixture
+def cpu(vm: kvmcpu.VM) -> kvmcpu.Vcpu:
+    """A vCPU of ``vm``, which gets 1 MiB of memory: real mode, about to run ORIGIN's ``hlt``."""
+    ram = vm.add_memory(0, "1MiB")
+    ram[guests.ORIGIN] = 0xF4
+    cpu = vm.create_vcpu()
+    guests.x86_start.real(cpu, guests.ORIGIN, stack=guests.ORIGIN)
+    return cpu
+
+
+def _maker(kvm: kvmcpu.Kvm, make: Callable[..., guests.Guest]) -> Iterator[Maker]:
+    made: list[guests.Guest] = []
+
+    def maker(code: str | bytes, **options: Any) -> guests.Guest:
+        made.append(make(kvm, code, **options))
+        return made[-1]
+
+    yield maker
+    for guest in made:
+        guest.vm.close()
+
+
+@pytest.fixture
+def guest(kvm: kvmcpu.Kvm) -> Iterator[Maker]:
+    """``guest(code, *, memory="1MiB", irqchip=False, **vcpu)``: in real mode."""
+    yield from _maker(kvm, guests.real_guest)
+
+
+@pytest.fixture
+def long_guest(kvm: kvmcpu.Kvm) -> Iterator[Maker]:
+    """``long_guest(code, *, handlers={}, memory="2MiB", **vcpu)``: 64-bit mode, ring 0."""
+    yield from _maker(kvm, guests.long_guest)
+
+
+@pytest.fixture
+def user_guest(kvm: kvmcpu.Kvm) -> Iterator[Maker]:
+    """``user_guest(code, *, handlers={}, memory="2MiB", **vcpu)``: 64-bit mode, ring 3."""
+    yield from _maker(kvm, partial(guests.long_guest, user=True))
