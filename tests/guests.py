@@ -45,12 +45,11 @@ SECTIONS {
 """
 
 
-def _tool(*command: str | Path, input: str | None = None) -> str:
-    done = subprocess.run(
-        [str(word) for word in command], input=input, capture_output=True, text=True
-    )
+def _tool(*command: str | Path, stdin: str = "") -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, input=stdin, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{command[0]} failed:\n{done.stderr}\n{input or ''}")
+        raise RuntimeError(f"{words[0]} failed:\n{done.stderr}\n{stdin}")
     return done.stdout
 
 
