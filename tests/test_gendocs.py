@@ -150,6 +150,13 @@ def test_every_documented_thing_has_its_macro(docs):
     }
 
 
+def test_the_list_of_all_names_leaves_none_out(tmp_path, docs):
+    text = generate(tmp_path, STUB).read_text()
+    names = re.findall(r"\tX\((\w+)\)", text[text.index("#define DOCS(X)") :])
+    assert names == sorted(names)
+    assert {f"DOC_{name}" for name in names} == set(docs)
+
+
 @pytest.mark.parametrize(
     ("name", "signature"),
     [

@@ -14,6 +14,9 @@ Functions and methods begin with the signature in the form from which CPython ma
 ``__text_signature__``; so do classes that have ``__init__`` or ``__new__``. What has no place for
 a docstring in Python syntax (attributes, constants, members) has it as the string that follows.
 
+DOCS(X) expands to X(name) for every DOC_name, in the order of their names: for types that are made
+from tables, which look their texts up.
+
 Every public name must have a docstring; names that begin with an underscore need none (methods
 among them get their signature all the same).
 """
@@ -220,10 +223,13 @@ def header(stub: Path) -> str:
         f"#define DOC_{path.replace('.', '_')} \\\n{c_string(text)}"
         for path, text in docs.texts.items()
     )
+    names = sorted(path.replace(".", "_") for path in docs.texts)
+    table = " \\\n".join(f"\tX({name})" for name in names)
     return (
         "/* SPDX-License-Identifier: MIT */\n"
         f"/* Made by gendocs.py from {stub.name}: change it there. */\n"
-        f"#pragma once\n\n{macros}\n"
+        f"#pragma once\n\n{macros}\n\n"
+        f"#define DOCS(X) \\\n{table}\n"
     )
 
 
