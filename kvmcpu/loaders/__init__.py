@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""Loaders: each turns a file into guest memory and a start state.
+
+::
+
+    image = loaders.open_image("hello.elf")
+    start = image.load(vm)              # memory
+    start.begin(vm, cpu, ["-v"])        # registers, descriptor and page tables
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from kvmcpu.loaders import elf
+from kvmcpu.loaders.base import Loader, LoadError, Start
+from kvmcpu.loaders.elf import ElfImage
+from kvmcpu.loaders.firmware import Firmware
+from kvmcpu.loaders.flat import LOAD_ADDRESS, FlatImage
+
+__all__ = [
+    "Loader",
+    "LoadError",
+    "Start",
+    "ElfImage",
+    "Firmware",
+    "FlatImage",
+    "open_firmware",
+    "open_image",
+]
+
+# Files that are often tried and cannot work: where their magic bytes are, and what they are.
+_OTHERS = (
+    (0x202, b"HdrS", "a Linux kernel, which needs a boot loader that this version has not"),
+    (0, b"\x1f\x8b", "compressed (gzip): unpack it first"),
+    (0, b"\xfd7zXZ\0", "compressed (xz): unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed (zstd): unpack it first"),
+    (0, b"PK\3\4", "a zip archive"),
+    (0, b"!<arch>\n", "a library and not a program"),
+    (0, b"QFI\xfb", "a disk image (qcow2)"),
+)
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        if not os.path.exists(path) or os.path.isfile(path):
+            return Path(path).read_bytes()
+    except OSError as error:
+        raise LoadError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+    raise LoadError(f"{os.fspath(path)} is not a regular file")
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        text = data[:4096].decode("ascii")
+    except UnicodeDecodeError:
+        return False
+    return all(c.isprintable() or c in "\t\n\r\f" for c in text)
+
+
+def open_image(
+    path: str | os.PathLike[str],
+    *,
+    mode: Literal["real", "protected", "long"] | None = None,
+    address: int | None = None,
+) -> Loader:
+    """A loader for a file, by what is in it: an ELF executable, or else a flat binary.
+
+    mode and address say where and how a flat binary is entered, by default in real mode at
+    0x1000; a file that looks like something else, such as text, is taken for a flat binary only
+    if one of them is given. Raises LoadError.
+    """
+    data = _read(path)
+    name = os.fspath(path)
+    try:
+        if data.startswith(elf.MAGIC):
+            if mode is not None or address is not None:
+                raise LoadError("an ELF file says itself in which mode and where it is loaded")
+            return ElfImage(data)
+        if mode is None and address is None and data:
+            for offset, magic, what in _OTHERS:
+                if data.startswith(magic, offset):
+                    raise LoadError(f"it is {what}")
+            if _is_text(data):
+                raise LoadError("it is text and not a guest (--mode real runs it all the same)")
+        return FlatImage(
+            data, address=LOAD_ADDRESS if address is None else address, mode=mode or "real"
+        )
+    except LoadError as error:
+        raise LoadError(f"{name}: {error}") from error
+
+
+def open_firmware(path: str | os.PathLike[str]) -> Loader:
+    """A loader for a PC's firmware. Raises LoadError."""
+    data = _read(path)
+    try:
+        return Firmware(data)
+    except LoadError as error:
+        raise LoadError(f"{os.fspath(path)}: {error}") from error

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+"""The command ``kvmcpu``. The guest's console goes to stdout, every message to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+import kvmcpu
+from kvmcpu import info, runner
+from kvmcpu._kvm import debug_flags, parse_size, parse_ticks
+from kvmcpu.loaders import LoadError
+
+FAILED = 125
+
+EPILOG = """\
+The exit status is the guest's own: what it wrote to the debug exit, port 0xf4, or 0 if it halted
+with nothing left that could wake it. 124: it was still running when the time was over. 125: kvmcpu
+failed, or was called wrongly. 126: the guest crashed. 128 and a signal's number: that signal ended
+kvmcpu.
+"""
+
+
+class Misuse(Exception):
+    """The command was called in a way that makes no sense."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and with our exit status."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Misuse(f"{message} (see {self.prog} --help)")
+
+
+def _size(text: str) -> int:
+    with suppress(ValueError):
+        return int(text, 0)
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _address(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address such as 0x7c00") from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parse_ticks(text) / 1e12
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a time such as 5 (seconds), 1.5 or 200ms"
+            ) from error
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0")
+    return seconds
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="kvmcpu", description="Control real KVM virtual CPUs.")
+    parser.add_argument("--version", action="version", version=f"kvmcpu {kvmcpu.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    about = commands.add_parser(
+        "info",
+        help="what this host offers",
+        description="Say what this host offers: exit status 0 if guests can run, else 1.",
+    )
+    about.add_argument("--device", default="/dev/kvm", help="the KVM device (%(default)s)")
+
+    run = commands.add_parser(
+        "run",
+        help="run a guest",
+        usage="kvmcpu run [OPTION…] IMAGE [-- ARGUMENT…]\n"
+        "       kvmcpu run [OPTION…] --firmware FILE",
+        description="Run an ELF executable, a flat binary or a PC's firmware.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("image", nargs="?", metavar="IMAGE", help="ELF executable or flat binary")
+    run.add_argument("--firmware", metavar="FILE", help="start a PC's firmware instead")
+    run.add_argument("--memory", type=_size, default="64MiB", metavar="SIZE", help="(%(default)s)")
+    run.add_argument("--timeout", type=_seconds, metavar="TIME", help="seconds, or such as 200ms")
+    run.add_argument(
+        "--mode",
+        choices=("real", "protected", "long"),
+        help="in which a flat binary is entered (real)",
+    )
+    run.add_argument(
+        "--load-address",
+        type=_address,
+        metavar="ADDRESS",
+        help="where a flat binary is loaded and entered (0x1000)",
+    )
+    run.add_argument(
+        "--unassigned",
+        choices=("error", "ones"),
+        help="what an access to nobody does: crash the guest, or read all ones (with --firmware)",
+    )
+    run.add_argument("--stats", metavar="FILE", help="write the run's statistics; - for stdout")
+    run.add_argument(
+        "--debug-flags",
+        metavar="FLAG,…",
+        help=f"trace to stderr; flags: {', '.join(debug_flags())}",
+    )
+    run.add_argument("--device", default="/dev/kvm", help="the KVM device (%(default)s)")
+    return parser
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    if (options.image is None) == (options.firmware is None):
+        raise Misuse("give an IMAGE or --firmware FILE, one of the two (see kvmcpu run --help)")
+    flat = options.mode is not None or options.load_address is not None
+    if options.firmware is not None and (flat or arguments):
+        raise Misuse("--mode, --load-address and arguments are for an IMAGE, not for --firmware")
+    flags = [flag for flag in (options.debug_flags or "").split(",") if flag]
+    unknown = sorted(set(flags) - set(debug_flags()))
+    if unknown:
+        raise Misuse(
+            f"unknown debug flag {', '.join(unknown)}; there are {', '.join(debug_flags())}"
+        )
+    return runner.run(
+        runner.Job(
+            image=options.image,
+            firmware=options.firmware,
+            arguments=tuple(arguments),
+            memory=options.memory,
+            timeout=options.timeout,
+            mode=options.mode,
+            address=options.load_address,
+            unassigned=options.unassigned or ("ones" if options.firmware else "error"),
+            stats=options.stats,
+            debug_flags=tuple(flags),
+            device=options.device,
+        )
+    )
+
+
+def _info(options: argparse.Namespace) -> int:
+    works, text = info.describe(options.device)
+    print(text, flush=True)
+    return 0 if works else 1
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own words, and the guest's, which follow the first ``--``."""
+    words = list(argv)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
+def _open_standard_files() -> None:
+    """A standard file that was closed would be the next that is opened: the KVM device, say."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _quietly_close_stdout() -> None:
+    """What Python still holds for a reader that is gone must not be tried again at exit."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _complain(message: str) -> None:
+    line = " ".join(message.split("\n"))
+    with suppress(OSError, AttributeError):  # nobody to tell
+        print(f"kvmcpu: {line}", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    _open_standard_files()
+    try:
+        own, guests = _split(sys.argv[1:] if argv is None else argv)
+        options = _parser().parse_args(own)
+        if options.command == "info":
+            if guests:
+                raise Misuse("info takes no arguments")
+            return _info(options)
+        return _run(options, guests)
+    except BrokenPipeError:
+        _quietly_close_stdout()
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 128 + signal.SIGINT
+    except (Misuse, LoadError, runner.RunError) as error:
+        _complain(str(error))
+    except MemoryError as error:
+        _complain(f"out of memory: {error}" if str(error) else "out of memory")
+    except OSError as error:  # KvmError among them
+        _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except Exception as error:
+        if os.environ.get("KVMCPU_TRACEBACK"):
+            raise
+        _complain(
+            f"a bug in kvmcpu: {type(error).__name__}: {error} (KVMCPU_TRACEBACK=1 shows where)"
+        )
+    return FAILED

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""ELF executables for x86: 64-bit ones start in long mode, 32-bit ones in protected mode.
+
+Segments go to their physical addresses, and the entry point, if it is virtual, is translated by
+the segment that holds it, as boot loaders do. In long mode the first 4 GiB, or all memory if
+that is more, are mapped to themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Literal
+
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.elffile import ELFFile
+
+from kvmcpu.loaders.base import LoadError, Start, check_ram, overlapping, span
+
+if TYPE_CHECKING:
+    from kvmcpu._kvm import VM
+
+MAGIC = b"\x7fELF"
+
+_TYPES = {
+    "ET_REL": "an object file, which is not linked yet: link it with ld",
+    "ET_DYN": "position-independent, and nothing here relocates it: link it with -no-pie",
+    "ET_CORE": "a core dump and not a program",
+}
+_MODES: dict[tuple[str, int], Literal["protected", "long"]] = {
+    ("EM_X86_64", 64): "long",
+    ("EM_386", 32): "protected",
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a PT_LOAD program header says."""
+
+    virtual: int
+    physical: int
+    data: bytes
+    size: int
+    """Bytes in memory; what the data does not fill is zero."""
+
+    @property
+    def part(self) -> tuple[int, int]:
+        return self.physical, self.physical + self.size
+
+
+class ElfImage:
+    """An ELF executable. Raises LoadError for what is none, or not for this."""
+
+    kind = "ELF executable"
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            self._read(ELFFile(BytesIO(data)))
+        # pyelftools answers to some broken files with whatever its parts raise.
+        except (ELFError, ConstructError, ValueError, KeyError, TypeError, AttributeError,
+                OverflowError, UnicodeDecodeError) as error:  # fmt: skip
+            raise LoadError(f"the ELF file is broken: {error}") from error
+
+    def _read(self, file: ELFFile) -> None:
+        machine, kind = file["e_machine"], file["e_type"]
+        try:
+            self.mode = _MODES[machine, file.elfclass]
+        except KeyError:
+            name = f"{machine}".removeprefix("EM_")
+            raise LoadError(
+                f"the ELF file is for another architecture ({name}, {file.elfclass}-bit);"
+                " this runs 32- and 64-bit x86"
+            ) from None
+        if kind != "ET_EXEC":
+            raise LoadError(f"the ELF file is {_TYPES.get(kind, f'of the unknown type {kind}')}")
+        self.segments: list[Segment] = []
+        for header in file.iter_segments():
+            if header["p_type"] == "PT_INTERP":
+                raise LoadError(
+                    "the ELF file is a dynamically linked program for an operating system:"
+                    " link it with -static -nostdlib"
+                )
+            if header["p_type"] != "PT_LOAD" or not header["p_memsz"]:
+                continue
+            content = header.data()
+            if len(content) != header["p_filesz"]:
+                raise LoadError(
+                    f"the ELF file is cut short: the segment at {header['p_paddr']:#x} has"
+                    f" {header['p_filesz']} bytes, and {len(content)} of them are there"
+                )
+            if header["p_filesz"] > header["p_memsz"]:
+                raise LoadError(
+                    f"the ELF file is broken: its segment at {header['p_paddr']:#x} is larger"
+                    " in the file than in memory"
+                )
+            self.segments.append(
+                Segment(header["p_vaddr"], header["p_paddr"], content, header["p_memsz"])
+            )
+        if not self.segments:
+            raise LoadError("the ELF file has nothing to load (no PT_LOAD segment)")
+        for i, segment in enumerate(self.segments):
+            clash = overlapping(segment.part, (s.part for s in self.segments[:i]))
+            if clash:
+                raise LoadError(
+                    f"the ELF file's segments overlap: {span(clash)} and {span(segment.part)}"
+                )
+        self.entry = self._physical(file["e_entry"])
+
+    def _physical(self, entry: int) -> int:
+        for segment in self.segments:
+            if segment.virtual <= entry < segment.virtual + segment.size:
+                return entry - segment.virtual + segment.physical
+        if any(s.part[0] <= entry < s.part[1] for s in self.segments):
+            return entry
+        raise LoadError(f"the ELF file's entry point {entry:#x} lies in none of its segments")
+
+    def load(self, vm: VM) -> Start:
+        for segment in self.segments:
+            check_ram(vm, segment.part, "the ELF file's segment")
+        for segment in self.segments:
+            vm.write(segment.physical, segment.data)
+            start, end = segment.physical + len(segment.data), segment.part[1]
+            # In pieces, as a BSS can be larger than what one wants to have twice.
+            for address in range(start, end, 1 << 20):
+                vm.write(address, bytes(min(1 << 20, end - address)))
+        return Start(self.mode, self.entry, tuple(s.part for s in self.segments))
