@@ -27,8 +27,8 @@ print(f"KVM on {kvm.backend}, {len(ram) // 1024} KiB of memory, {cpu.name} is {c
 # %% Devices are functions.
 sent: list[int] = []
 stored: list[int] = []
-vm.map_io(0x3F8, 1, write=lambda offset, size, value: sent.append(value))
-vm.map_mmio(0xF000, 0x1000, write=lambda offset, size, value: stored.append(value))
+vm.map_io(0x3F8, 1, write=lambda _offset, _size, value: sent.append(value))
+vm.map_mmio(0xF000, 0x1000, write=lambda _offset, _size, value: stored.append(value))
 
 # %% Registers are set one at a time; the kernel hears of it at the next entry.
 cpu.sregs.cs.base = cpu.sregs.cs.selector = 0
@@ -55,7 +55,7 @@ cpu.run()
 assert sent == stored == [0, 1, 2, 3, 4] * 2
 
 # %% An error says what is wrong, and the CPU can be looked at.
-cpu.regs.rip = 0x8000  # memory is zero here: 00 00 is add [bx+si], al
+cpu.regs.rip = 0x8000
 ram[0x8000:0x8002] = b"\xe4\x60"  # in al, 0x60: nobody is at that port
 cpu.activate()
 try:
