@@ -18,6 +18,7 @@ struct shape {
 	char name[48];
 	const struct kc_field *fields;
 	PyGetSetDef *descriptors;
+	bool splits; /* has a field in two halves */
 };
 static struct shape shapes[PC_REGISTER_TYPES_MAX];
 static unsigned int shape_count;
@@ -59,10 +60,13 @@ static bool add_shape(const char *name, const struct kc_field *fields)
 	shape->descriptors = calloc(count + 1, sizeof(*shape->descriptors));
 	if (!shape->descriptors)
 		return false;
-	for (size_t i = 0; i < count; i++)
+	shape->splits = false;
+	for (size_t i = 0; i < count; i++) {
+		shape->splits |= fields[i].kind == KC_FIELD_SPLIT;
 		shape->descriptors[i] = (PyGetSetDef){ fields[i].name, field_get, field_set,
 						       pc_doc(name, fields[i].name),
 						       (void *)&fields[i] };
+	}
 	snprintf(shape->name, sizeof(shape->name), "kvmcpu._kvm.%s", name);
 	shape->fields = fields;
 	shape_count++;
@@ -90,6 +94,7 @@ struct pc_registers {
 	uint8_t *bytes; /* a copy's own */
 	const struct kc_field *fields;
 	unsigned int file; /* in kc_arch_files */
+	bool splits; /* has a field in two halves */
 	bool nested; /* a structure inside a register file */
 	size_t offset, size; /* of the structure in the file, or in the copy's bytes */
 	size_t split; /* of a copy: kc_arch_split_offset() */
@@ -126,7 +131,7 @@ static int access_begin(struct pc_registers *self, bool write, struct access *ac
 		return -1;
 	}
 	*access = (struct access){ self->vcpu, file + self->offset,
-				   self->nested ? 0 : kc_arch_split_offset(vcpu) };
+				   self->splits ? kc_arch_split_offset(vcpu) : 0 };
 	return 0;
 }
 
@@ -217,6 +222,7 @@ PyObject *pc_register_file_new(struct pc_state *state, struct pc_vcpu *vcpu, uns
 	self->vcpu = (struct pc_vcpu *)Py_NewRef(vcpu);
 	self->fields = kc_arch_register_files[i].fields;
 	self->file = kc_arch_register_files[i].file;
+	self->splits = shapes[i].splits;
 	return (PyObject *)self;
 }
 
@@ -255,6 +261,7 @@ static PyObject *registers_copy(PyObject *object, PyObject *ignored)
 		copy->fields = self->fields;
 		copy->file = self->file;
 		copy->nested = self->nested;
+		copy->splits = self->splits;
 		copy->size = size;
 		copy->split = access.split;
 		copy->bytes = PyMem_Malloc(size);
