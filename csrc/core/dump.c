@@ -74,7 +74,7 @@ static int print_files(FILE *out, struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
-static const char *msr_name(uint32_t index)
+const char *kc_msr_name(uint32_t index)
 {
 	unsigned int low = 0, high = kc_arch_msr_name_count;
 
@@ -91,7 +91,7 @@ static const char *msr_name(uint32_t index)
 	return NULL;
 }
 
-static int print_msrs(FILE *out, struct kc_vcpu *vcpu, struct kc_error *err)
+int kc_dump_msrs(FILE *out, struct kc_vcpu *vcpu, const char *title, struct kc_error *err)
 {
 	size_t count, column = 0;
 	kc_auto_free uint32_t *list = kc_arch_msr_list(vcpu->vm, &count, err);
@@ -99,7 +99,7 @@ static int print_msrs(FILE *out, struct kc_vcpu *vcpu, struct kc_error *err)
 	if (!list)
 		return -1;
 	for (size_t i = 0; i < count; i++) {
-		const char *name = msr_name(list[i]);
+		const char *name = kc_msr_name(list[i]);
 		char number[16], text[64];
 		struct kc_error unreadable;
 		uint64_t value;
@@ -110,7 +110,7 @@ static int print_msrs(FILE *out, struct kc_vcpu *vcpu, struct kc_error *err)
 		snprintf(number, sizeof(number), "0x%" PRIx32, list[i]);
 		snprintf(text, sizeof(text), "%s=0x%016" PRIx64, name ? name : number, value);
 		if (!column)
-			fprintf(out, "Model-specific registers (msrs):\n");
+			fputs(title, out);
 		fprintf(out, column % 2 ? "  %s\n" : "  %-46s", text);
 		column++;
 	}
@@ -174,7 +174,7 @@ char *kc_dump(struct kc_vcpu *vcpu, bool brief, struct kc_error *err)
 			kc_status_name(vcpu->status), vcpu->active ? "active" : "inactive");
 		result = print_files(out, vcpu, err);
 		if (!result)
-			result = print_msrs(out, vcpu, err);
+			result = kc_dump_msrs(out, vcpu, "Model-specific registers (msrs):\n", err);
 		if (!result)
 			print_one_regs(out, vcpu);
 	}
