@@ -33,7 +33,8 @@ arch_sources = sorted(glob(f"csrc/core/arch/{arch}.c") + glob(f"csrc/core/arch/{
 
 
 def extension() -> Extension:
-    flags = ["-std=gnu17", "-O2", "-g", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+    flags = ["-std=gnu17", "-D_GNU_SOURCE", "-O2", "-g", "-fvisibility=hidden", "-pthread"]
+    flags += ["-Wall", "-Wextra"]
     # Two that Python's own way of writing callbacks and tables would set off everywhere.
     flags += ["-Wno-unused-parameter", "-Wno-missing-field-initializers"]
     if os.environ.get("KVMCPU_WERROR") == "1":

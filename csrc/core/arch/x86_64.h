@@ -3,6 +3,8 @@
 #ifndef KC_X86_64_H
 #define KC_X86_64_H
 
+#include "kvm.h"
+
 /* The register files by their index in kc_arch_files, which is the order of pushing. */
 enum kc_x86_file {
 	KC_X86_SREGS, /* first: the modes, which the kernel checks much of the rest against */
@@ -15,5 +17,8 @@ enum kc_x86_file {
 	KC_X86_EVENTS, /* last: the others may queue or drop events */
 	KC_X86_FILES,
 };
+
+/* The CPUID leaves that the host supports; lives as long as the device's object. */
+const struct kvm_cpuid2 *kc_x86_supported_cpuid(struct kc_kvm *kvm, struct kc_error *err);
 
 #endif

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT
+#include "entry.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+
+#include "arch/arch.h"
+#include "exits.h"
+#include "hostclock.h"
+#include "vcpu.h"
+#include "vm.h"
+
+/* ---- following the thread (V4: a vCPU may run on another one each time) ---- */
+
+int kc_entry_begin(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	if (kc_kick_begin(vcpu, err))
+		return -1;
+	if (vcpu->attached_to == atomic_load(&vcpu->kick.thread))
+		return 0;
+	kc_timer_detach(&vcpu->timer);
+	kc_counters_detach(&vcpu->counters);
+	vcpu->armed_until = 0;
+	vcpu->attached_to = 0;
+	if (kc_timer_attach(&vcpu->timer, err) ||
+	    (vcpu->time_source == KC_TIME_PERF &&
+	     kc_counters_attach(&vcpu->counters, atomic_load(&vcpu->kick.thread), err))) {
+		kc_kick_end(vcpu);
+		return -1;
+	}
+	vcpu->attached_to = atomic_load(&vcpu->kick.thread);
+	return 0;
+}
+
+void kc_entry_end(struct kc_vcpu *vcpu)
+{
+	struct kc_error ignored;
+
+	if (vcpu->armed_until)
+		kc_timer_disarm(&vcpu->timer, &ignored);
+	vcpu->armed_until = 0;
+	kc_kick_end(vcpu);
+}
+
+/* ---- the run timer ---- */
+
+/*
+ * The timer stays armed over several entries while it fires soon enough: an exit then costs no system call for
+ * it. It may then fire early, by what was spent outside the guest; the run goes on and arms it anew.
+ */
+static int bound(struct kc_vcpu *vcpu, uint64_t ticks, struct kc_error *err)
+{
+	uint64_t now = kc_hostclock(), until = vcpu->shut_at ? vcpu->shut_at : KC_NEVER;
+
+	if (ticks != KC_NEVER) {
+		double counts = (double)ticks * vcpu->ns_per_tick * vcpu->hostclock_per_ns;
+		uint64_t end = counts < 0x1p62 ? now + (uint64_t)counts : KC_NEVER;
+
+		if (end < until)
+			until = end;
+	}
+	if (until == KC_NEVER || (vcpu->armed_until > now && vcpu->armed_until <= until))
+		return 0;
+	vcpu->armed_until = until;
+	kc_trace(vcpu, KvmTimer, "armed for %.0f ns",
+		 (double)(int64_t)(until - now) / vcpu->hostclock_per_ns);
+	return kc_timer_arm(&vcpu->timer,
+			    until > now ? (uint64_t)((double)(until - now) / vcpu->hostclock_per_ns) : 1,
+			    err);
+}
+
+/* ---- single steps and breakpoints ---- */
+
+static int set_debug(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	struct kvm_guest_debug debug = vcpu->debug;
+
+	if (vcpu->stepping)
+		debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+	if (__builtin_expect(debug.control == vcpu->told_debug.control, 1) &&
+	    (!debug.control || !memcmp(&debug, &vcpu->told_debug, sizeof(debug))))
+		return 0;
+	if (kc_context_flush(vcpu, err))
+		return -1;
+	if (ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &debug))
+		return kc_fail_os(err, "KVM_SET_GUEST_DEBUG");
+	vcpu->told_debug = debug;
+	kc_context_invalidate(vcpu);
+	return 0;
+}
+
+/* ---- adding up (V9) ---- */
+
+static uint64_t thread_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* What the time source counted up to now, for sources that are read before and after an entry. */
+static int read_source(struct kc_vcpu *vcpu, uint64_t *count, struct kc_error *err)
+{
+	uint64_t insts;
+
+	switch (vcpu->time_source) {
+	case KC_TIME_THREAD:
+		*count = thread_ns();
+		return 0;
+	case KC_TIME_PERF:
+		/* A counter that excludes the host needs no reading before. */
+		*count = 0;
+		return vcpu->counters.guest_only ?
+			       0 :
+			       kc_counters_read(&vcpu->counters, count, &insts, err);
+	default:
+		*count = kc_hostclock();
+		return 0;
+	}
+}
+
+static int count_since(struct kc_vcpu *vcpu, uint64_t before, uint64_t *count, struct kc_error *err)
+{
+	uint64_t insts;
+
+	switch (vcpu->time_source) {
+	case KC_TIME_THREAD:
+		*count = thread_ns() - before;
+		return 0;
+	case KC_TIME_PERF:
+		if (kc_counters_read(&vcpu->counters, count, &insts, err))
+			return -1;
+		/* Single steps are counted one by one, exactly, where the counter counts instructions. */
+		if (!vcpu->stepping || !vcpu->counters.hardware)
+			kc_vcpu_add_insts(vcpu, insts);
+		return 0;
+	default:
+		*count = kc_hostclock() - before;
+		return 0;
+	}
+}
+
+/* ---- the entry ---- */
+
+/* KVM_RUN's errors that are exits in truth. 0: go on, -1: an error. */
+static int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	switch (errno) {
+	case EINTR:
+	case EAGAIN: /* a vCPU that waits for its start-up interrupt woke up */
+		vcpu->run->exit_reason = KVM_EXIT_INTR;
+		return 0;
+	case EFAULT:
+		if (vcpu->run->exit_reason == KVM_EXIT_MEMORY_FAULT)
+			return 0;
+		break;
+	case EINVAL:
+		return kc_context_refused(vcpu, err);
+	case EIO:
+		return kc_fail(err, KC_ERR_FORKED,
+			       "KVM_RUN: this process is not the one that made the virtual machine");
+	}
+	return kc_fail_os(err, "KVM_RUN");
+}
+
+static int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+{
+	struct kvm_run *run = vcpu->run;
+	uint64_t before, count;
+	int result;
+
+	if (kc_context_push(vcpu, err) || set_debug(vcpu, err))
+		return -1;
+	run->immediate_exit = ticks == 0;
+	if (ticks && (ticks != KC_NEVER || vcpu->shut_at) && bound(vcpu, ticks, err))
+		return -1;
+	run->exit_reason = KVM_EXIT_UNKNOWN;
+	if (read_source(vcpu, &before, err))
+		return -1;
+	if (ticks)
+		atomic_store_explicit(&vcpu->entry_start,
+				      vcpu->time_source == KC_TIME_TSC ? before : kc_hostclock(),
+				      memory_order_relaxed);
+	result = ioctl(vcpu->fd, KVM_RUN, 0);
+	atomic_store_explicit(&vcpu->entry_start, 0, memory_order_relaxed);
+	if (__builtin_expect(result < 0, 0) && sort_error(vcpu, err))
+		return -1;
+	kc_context_entered(vcpu);
+	vcpu->entered = true;
+	if (count_since(vcpu, before, &count, err))
+		return -1;
+	if (!ticks) {
+		*passed = vcpu->period;
+		kc_stat_add(&vcpu->stats, KC_STAT_half_entries, 1);
+	} else {
+		*passed = kc_scale(count, vcpu->ticks_per_count);
+	}
+	kc_stat_add(&vcpu->stats, KC_STAT_cycles,
+		    ticks ? kc_scale(count, vcpu->cycles_per_count) : 1);
+	kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
+	kc_stat_add(&vcpu->stats, KC_STAT_exits, 1);
+	return 0;
+}
+
+/* An entry that a signal ended: whose signal was it? */
+static int interrupted(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	bool ours = kc_kick_consume(vcpu);
+	uint64_t now = kc_hostclock();
+
+	if (vcpu->armed_until && now >= vcpu->armed_until)
+		vcpu->armed_until = 0;
+	/* The host program's; or our own, and its are to be shut out again (kick.h). */
+	if (!ours || (vcpu->shut_at && now >= vcpu->shut_at))
+		return kc_kick_host_signals(vcpu, err);
+	return 0;
+}
+
+int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+{
+	struct kc_lock *lock = &vcpu->vm->device_lock;
+	unsigned int depth = 0;
+	uint64_t latency = 0, tick = vcpu->next_step;
+	int failed;
+
+	/* A handler that runs another vCPU holds the lock: that one must not take it into the guest (V24). */
+	if (__builtin_expect(kc_lock_is_mine(lock), 0))
+		depth = kc_lock_drop(lock);
+	failed = enter_guest(vcpu, ticks, passed, err);
+	if (depth)
+		kc_lock_retake(lock, depth);
+	if (failed)
+		return -1;
+	kc_exit_note(vcpu, tick + *passed);
+	if (vcpu->run->exit_reason == KVM_EXIT_INTR) {
+		/* A half entry comes back by itself, unless a signal is there too: that one stays pending. */
+		if (ticks) {
+			kc_stat_add(&vcpu->stats, KC_STAT_exit_signal, 1);
+			failed = interrupted(vcpu, err);
+		}
+	}
+	if (vcpu->ring && kc_exit_drain_ring(vcpu, &latency, failed ? &(struct kc_error){ 0 } : err))
+		failed = -1;
+	*passed += latency;
+	return failed;
+}

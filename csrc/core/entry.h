@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT */
+/* One entry into the guest (V8), and the adding up after it (V9). */
+#ifndef KC_ENTRY_H
+#define KC_ENTRY_H
+
+#include <stdint.h>
+
+#include "errors.h"
+
+struct kc_vcpu;
+
+/* Bracket a run on the calling thread: signals (kick.h), timer and counters follow it. */
+int kc_entry_begin(struct kc_vcpu *vcpu, struct kc_error *err);
+void kc_entry_end(struct kc_vcpu *vcpu);
+/* ticks: 0 a half entry, KC_NEVER no limit. Between begin and end. */
+int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err);
+
+#endif

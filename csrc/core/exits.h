@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT */
+/* Servicing exits: what each of them does (vcpu.md, Exits). */
+#ifndef KC_EXITS_H
+#define KC_EXITS_H
+
+#include <stdint.h>
+
+#include "errors.h"
+
+struct kc_vcpu;
+
+/* Service the last exit: sets the next state and the latency in ticks. */
+int kc_exit_service(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err);
+/* Deliver what the coalesced ring holds (V15); adds to *latency. */
+int kc_exit_drain_ring(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err);
+/* Note the exit in the ring of last exits (V25). */
+void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick);
+/* KVM_EXIT_... without the prefix; "?" if unknown. */
+const char *kc_exit_name(uint32_t reason);
+
+#endif

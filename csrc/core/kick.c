@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+#include "kick.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "hostclock.h"
+#include "kvm.h"
+#include "vcpu.h"
+
+/* The vCPU that this thread runs; others that it runs further out are linked behind it. */
+static _Thread_local struct kc_vcpu *innermost;
+static _Thread_local pid_t own_id;
+static _Thread_local unsigned int own_id_generation;
+
+static pid_t thread_id(void)
+{
+	/* A system call only the first time, and once more in the child of a fork. */
+	if (!own_id || own_id_generation != kc_fork_generation()) {
+		own_id = (pid_t)syscall(SYS_gettid);
+		own_id_generation = kc_fork_generation();
+	}
+	return own_id;
+}
+
+int kc_kick_signal(void)
+{
+	return SIGRTMIN + 7;
+}
+
+void kc_kick_init(struct kc_kick *kick)
+{
+	memset(kick, 0, sizeof(*kick));
+	pthread_mutex_init(&kick->lock, NULL);
+	sigemptyset(&kick->own);
+	sigemptyset(&kick->told);
+}
+
+static void kick_only(sigset_t *set)
+{
+	sigemptyset(set);
+	sigaddset(set, kc_kick_signal());
+}
+
+/* All but those that an error of the thread itself raises. */
+static void all_signals(sigset_t *set)
+{
+	static const int faults[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS };
+
+	sigfillset(set);
+	for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
+		sigdelset(set, faults[i]);
+}
+
+static bool same_mask(const sigset_t *a, const sigset_t *b)
+{
+	for (int i = 1; i <= SIGRTMAX; i++)
+		if (sigismember(a, i) != sigismember(b, i))
+			return false;
+	return true;
+}
+
+/* The mask the guest runs with: the thread's own, with the kick open (V18). */
+static int tell_kvm(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	struct kc_kick *kick = &vcpu->kick;
+	struct {
+		struct kvm_signal_mask header;
+		uint64_t bits;
+	} __attribute__((packed)) mask = { .header.len = sizeof(uint64_t) };
+
+	if (kick->is_told && same_mask(&kick->told, &kick->own))
+		return 0;
+	for (int i = 1; i <= SIGRTMAX && i <= 64; i++)
+		if (i != kc_kick_signal() && sigismember(&kick->own, i) == 1)
+			mask.bits |= 1ULL << (i - 1);
+	if (ioctl(vcpu->fd, KVM_SET_SIGNAL_MASK, &mask))
+		return kc_fail_os(err, "KVM_SET_SIGNAL_MASK");
+	kick->told = kick->own;
+	kick->is_told = true;
+	return 0;
+}
+
+int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	struct kc_kick *kick = &vcpu->kick;
+	sigset_t all;
+
+	if (atomic_load(&kick->thread))
+		return kc_fail(err, KC_ERR_STATE,
+			       "%s is inside a run already: a handler cannot run it again", vcpu->name);
+	all_signals(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &kick->own);
+	if (tell_kvm(vcpu, err)) {
+		pthread_sigmask(SIG_SETMASK, &kick->own, NULL);
+		return -1;
+	}
+	kick->open = kick->keep_shut = false;
+	vcpu->shut_at = 0;
+	vcpu->outer = innermost;
+	innermost = vcpu;
+	pthread_mutex_lock(&kick->lock);
+	atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_STOP);
+	atomic_store(&kick->thread, thread_id());
+	pthread_mutex_unlock(&kick->lock);
+	return 0;
+}
+
+static void send(struct kc_kick *kick)
+{
+	if (!atomic_exchange(&kick->sent, true))
+		syscall(SYS_tgkill, getpid(), atomic_load(&kick->thread), kc_kick_signal());
+}
+
+void kc_kick_end(struct kc_vcpu *vcpu)
+{
+	struct kc_kick *kick = &vcpu->kick;
+
+	pthread_mutex_lock(&kick->lock);
+	atomic_store(&kick->thread, 0);
+	pthread_mutex_unlock(&kick->lock);
+	/* From here on nobody sends: what is pending is the last. */
+	kc_kick_consume(vcpu);
+	innermost = vcpu->outer;
+	/* A kick for a vCPU that this thread runs further out may have been taken away with ours. */
+	for (struct kc_vcpu *outer = innermost; outer; outer = outer->outer)
+		if (atomic_exchange(&outer->kick.sent, false))
+			send(&outer->kick);
+	pthread_sigmask(SIG_SETMASK, &kick->own, NULL);
+}
+
+bool kc_kick_with(struct kc_vcpu *vcpu, unsigned int requests)
+{
+	struct kc_kick *kick = &vcpu->kick;
+	bool inside;
+
+	pthread_mutex_lock(&kick->lock);
+	inside = atomic_load(&kick->thread) != 0;
+	if (inside) {
+		atomic_fetch_or(&vcpu->requests, requests);
+		send(kick);
+	}
+	pthread_mutex_unlock(&kick->lock);
+	return inside;
+}
+
+bool kc_kick(struct kc_vcpu *vcpu)
+{
+	return kc_kick_with(vcpu, 0);
+}
+
+bool kc_kick_from_elsewhere(struct kc_vcpu *vcpu)
+{
+	pid_t thread = atomic_load(&vcpu->kick.thread);
+
+	return thread && thread != thread_id() && kc_kick(vcpu);
+}
+
+bool kc_kick_consume(struct kc_vcpu *vcpu)
+{
+	static const struct timespec at_once;
+	bool any = false;
+	sigset_t set;
+
+	kick_only(&set);
+	while (sigtimedwait(&set, NULL, &at_once) > 0 || errno == EINTR)
+		any = true;
+	/* Only now: whoever kicks from here on sends a new signal, and we look at everything anew anyway. */
+	if (atomic_exchange(&vcpu->kick.sent, false))
+		any = true;
+	return any;
+}
+
+void kc_kick_wait(struct kc_vcpu *vcpu, uint64_t ns)
+{
+	struct timespec time = { .tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000) };
+	sigset_t set;
+
+	kick_only(&set);
+	sigtimedwait(&set, NULL, &time);
+	kc_kick_consume(vcpu);
+}
+
+void kc_kick_open(struct kc_vcpu *vcpu)
+{
+	struct kc_kick *kick = &vcpu->kick;
+	sigset_t mask;
+
+	if (kick->open || kick->keep_shut || !atomic_load_explicit(&kick->thread, memory_order_relaxed))
+		return;
+	mask = kick->own;
+	sigaddset(&mask, kc_kick_signal());
+	pthread_sigmask(SIG_SETMASK, &mask, NULL);
+	kick->open = true;
+	vcpu->shut_at = kc_hostclock() + (uint64_t)(KC_OPEN_NS * vcpu->hostclock_per_ns);
+}
+
+void kc_kick_shut(struct kc_vcpu *vcpu)
+{
+	sigset_t all;
+
+	if (!vcpu->kick.open)
+		return;
+	all_signals(&all);
+	pthread_sigmask(SIG_SETMASK, &all, NULL);
+	vcpu->kick.open = false;
+	vcpu->shut_at = 0;
+}
+
+int kc_kick_host_signals(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	int failed;
+
+	/* The C handlers run as the mask opens; what they left to the host program is done by the hook. */
+	kc_kick_open(vcpu);
+	kc_kick_shut(vcpu);
+	if (!vcpu->hooks.host_signals)
+		return 0;
+	vcpu->kick.keep_shut = true;
+	failed = vcpu->hooks.host_signals(vcpu->hooks.opaque, err);
+	vcpu->kick.keep_shut = false;
+	return failed;
+}

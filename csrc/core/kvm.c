@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT
+#include "kvm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+
+static atomic_uint generation;
+static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+
+static void count_fork(void)
+{
+	atomic_fetch_add_explicit(&generation, 1, memory_order_relaxed);
+}
+
+static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, count_fork);
+}
+
+unsigned int kc_fork_generation(void)
+{
+	return atomic_load_explicit(&generation, memory_order_relaxed);
+}
+
+int kc_check_fork(unsigned int made_in, struct kc_error *err)
+{
+	if (made_in == kc_fork_generation())
+		return 0;
+	return kc_fail(err, KC_ERR_FORKED,
+		       "this process is a fork of the one that made this object, and the kernel ties "
+		       "a virtual machine to the process that made it: open /dev/kvm anew in the child");
+}
+
+static int open_device(const char *path, struct kc_error *err)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	if (fd >= 0)
+		return fd;
+	switch (errno) {
+	case ENOENT:
+	case ENODEV:
+	case ENXIO:
+		kc_fail(err, KC_ERR_NOT_FOUND,
+			"there is no KVM device %s: load the kernel module (modprobe kvm_intel or "
+			"kvm_amd), enable virtualization in the firmware, or, in a container, pass the "
+			"device in (--device /dev/kvm)",
+			path);
+		break;
+	case EACCES:
+	case EPERM:
+		kc_fail(err, KC_ERR_PERMISSION,
+			"no permission to open %s: add the user to the group that owns it (sudo usermod "
+			"-aG kvm $USER, then log in anew) or allow it (sudo setfacl -m u:$USER:rw %s)",
+			path, path);
+		break;
+	case ENOTDIR:
+	case EISDIR:
+	case ETXTBSY:
+	case EROFS:
+		kc_fail(err, KC_ERR_NOT_KVM, "%s is not a KVM device but some other file", path);
+		break;
+	default:
+		return kc_fail_os(err, path);
+	}
+	err->os_errno = errno;
+	return -1;
+}
+
+int kc_kvm_open(const char *path, struct kc_kvm **out, struct kc_error *err)
+{
+	kc_auto_close int fd = -1;
+	kc_auto_free struct kc_kvm *kvm = NULL;
+	int version, size;
+
+	pthread_once(&fork_once, watch_forks);
+	if (strlen(path) >= sizeof(kvm->path))
+		return kc_fail(err, KC_ERR_VALUE, "the device's path is too long");
+	fd = open_device(path, err);
+	if (fd < 0)
+		return -1;
+	version = ioctl(fd, KVM_GET_API_VERSION, 0);
+	if (version < 0) {
+		kc_fail(err, KC_ERR_NOT_KVM,
+			"%s is not a KVM device but some other file: KVM_GET_API_VERSION fails", path);
+		err->os_errno = ENOTTY;
+		return -1;
+	}
+	if (version != KVM_API_VERSION)
+		return kc_fail(err, KC_ERR_VERSION,
+			       "%s speaks KVM API version %d, and the only stable one is %d: use a "
+			       "kernel since 2.6.22",
+			       path, version, KVM_API_VERSION);
+	size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+	if (size < 0)
+		return kc_fail_os(err, "KVM_GET_VCPU_MMAP_SIZE");
+	kvm = calloc(1, sizeof(*kvm));
+	if (!kvm)
+		return kc_fail(err, KC_ERR_MEMORY, "out of memory");
+	atomic_init(&kvm->refs, 1);
+	kvm->vcpu_mmap_size = (size_t)size;
+	kvm->fork_generation = kc_fork_generation();
+	pthread_mutex_init(&kvm->lock, NULL);
+	strcpy(kvm->path, path);
+	atomic_init(&kvm->fd, fd);
+	fd = -1;
+	*out = kc_move(kvm);
+	return 0;
+}
+
+struct kc_kvm *kc_kvm_get(struct kc_kvm *kvm)
+{
+	atomic_fetch_add_explicit(&kvm->refs, 1, memory_order_relaxed);
+	return kvm;
+}
+
+void kc_kvm_put(struct kc_kvm *kvm)
+{
+	if (!kvm || atomic_fetch_sub_explicit(&kvm->refs, 1, memory_order_acq_rel) != 1)
+		return;
+	kc_kvm_close(kvm);
+	free(kvm->supported_cpuid);
+	pthread_mutex_destroy(&kvm->lock);
+	free(kvm);
+}
+
+void kc_kvm_close(struct kc_kvm *kvm)
+{
+	int fd = atomic_exchange(&kvm->fd, -1);
+
+	if (fd >= 0)
+		close(fd);
+}
+
+int kc_kvm_fd(struct kc_kvm *kvm, struct kc_error *err)
+{
+	int fd = atomic_load(&kvm->fd);
+
+	if (fd < 0)
+		return kc_fail(err, KC_ERR_CLOSED, "the KVM device was closed");
+	if (kc_check_fork(kvm->fork_generation, err))
+		return -1;
+	return fd;
+}
+
+int kc_kvm_check_extension(struct kc_kvm *kvm, unsigned long cap, struct kc_error *err)
+{
+	int fd = kc_kvm_fd(kvm, err), result;
+
+	if (fd < 0)
+		return -1;
+	result = ioctl(fd, KVM_CHECK_EXTENSION, cap);
+	if (result < 0)
+		return kc_fail_os(err, "KVM_CHECK_EXTENSION");
+	return result;
+}
+
+static bool module_loaded(const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/sys/module/%s", name);
+	return access(path, F_OK) == 0;
+}
+
+#if defined(__x86_64__)
+static bool processor_has(const char *flag)
+{
+	FILE *file = fopen("/proc/cpuinfo", "re");
+	kc_auto_free char *line = NULL;
+	size_t capacity = 0, length = strlen(flag);
+	bool found = false;
+
+	if (!file)
+		return false;
+	while (!found && getline(&line, &capacity, file) > 0) {
+		if (strncmp(line, "flags", 5))
+			continue;
+		for (const char *at = line; !found && (at = strstr(at, flag)); at += length)
+			found = at[-1] == ' ' && (at[length] == ' ' || at[length] == '\n');
+		break;
+	}
+	fclose(file);
+	return found;
+}
+#endif
+
+const char *kc_kvm_backend(void)
+{
+#if defined(__x86_64__)
+	if (module_loaded("kvm_pvm"))
+		return "pvm";
+	if (processor_has("svm") && module_loaded("kvm_amd"))
+		return "svm";
+	if (processor_has("vmx") && module_loaded("kvm_intel"))
+		return "vmx";
+	if (processor_has("svm"))
+		return "svm";
+	if (processor_has("vmx"))
+		return "vmx";
+	/* KVM without either extension can only be a paravirtual backend. */
+	return access("/dev/kvm", F_OK) == 0 ? "pvm" : "unknown";
+#elif defined(__aarch64__)
+	return "arm64";
+#elif defined(__riscv)
+	return "riscv64";
+#else
+	return "unknown";
+#endif
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT */
+/* The host's KVM device: the first of the four objects. */
+#ifndef KC_KVM_H
+#define KC_KVM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+
+#include "compat.h"
+#include "errors.h"
+
+struct kc_kvm {
+	atomic_int refs;
+	_Atomic int fd; /* -1 once closed */
+	unsigned int fork_generation;
+	size_t vcpu_mmap_size;
+	pthread_mutex_t lock; /* guards the cached answers below */
+	void *supported_cpuid; /* struct kvm_cpuid2 of x86, asked for once */
+	char path[256];
+};
+
+/* How often this process is a fork's child: an object made with another number belongs to an ancestor. */
+unsigned int kc_fork_generation(void);
+int kc_check_fork(unsigned int generation, struct kc_error *err);
+
+int kc_kvm_open(const char *path, struct kc_kvm **out, struct kc_error *err);
+struct kc_kvm *kc_kvm_get(struct kc_kvm *kvm);
+void kc_kvm_put(struct kc_kvm *kvm);
+/* Close the device now; the object stays until its last reference goes. */
+void kc_kvm_close(struct kc_kvm *kvm);
+/* The file descriptor, or -1 and an error if it was closed or forked away. */
+int kc_kvm_fd(struct kc_kvm *kvm, struct kc_error *err);
+/* KVM_CHECK_EXTENSION: >= 0, or -1 and an error. */
+int kc_kvm_check_extension(struct kc_kvm *kvm, unsigned long cap, struct kc_error *err);
+/* "svm", "vmx", "pvm", "arm64", "riscv64" or "unknown". */
+const char *kc_kvm_backend(void);
+
+#endif

@@ -1,0 +1,736 @@
+// SPDX-License-Identifier: MIT
+/* The vCPU's life and state machine. One entry is entry.c, servicing is exits.c, draining is drain.c. */
+#include "vcpu.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/perf_event.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "arch/arch.h"
+#include "cleanup.h"
+#include "drain.h"
+#include "entry.h"
+#include "exits.h"
+#include "hostclock.h"
+#include "instructions.h"
+#include "perf.h"
+#include "vm.h"
+
+const char *kc_status_name(enum kc_status status)
+{
+	static const char *const names[] = { "Idle", "Running", "RunningService",
+					     "RunningServiceCompletion" };
+
+	return names[status];
+}
+
+const char *kc_stop_name(enum kc_stop stop)
+{
+	static const char *const names[] = { "",     "ticks",	"idle",		"exit",
+					     "stop", "drained", "instructions", "error" };
+
+	return names[stop];
+}
+
+/* ---- construction ---- */
+
+static unsigned __int128 fixed_point(long double value)
+{
+	uint64_t whole = (uint64_t)value;
+
+	return (unsigned __int128)whole << 64 |
+	       (unsigned __int128)((value - (long double)whole) * 0x1p64L);
+}
+
+static bool counts_nanoseconds(const struct kc_counters *counters)
+{
+	return counters->type == PERF_TYPE_SOFTWARE && (counters->config == PERF_COUNT_SW_CPU_CLOCK ||
+							counters->config == PERF_COUNT_SW_TASK_CLOCK);
+}
+
+/* How many counts of the time source there are in a second of the host. */
+static double choose_source(struct kc_vcpu *vcpu, const struct kc_vcpu_config *config,
+			    struct kc_error *err)
+{
+	int error;
+
+	vcpu->time_source = config->time_source;
+	if (config->has_perf_event)
+		kc_counters_use(&vcpu->counters, config->perf_type, config->perf_config);
+	error = kc_counters_probe(&vcpu->counters);
+	if (error)
+		kc_perf_explain(error, vcpu->counter_error, sizeof(vcpu->counter_error));
+	if (vcpu->time_source == KC_TIME_AUTO)
+		vcpu->time_source = error ? KC_TIME_TSC : KC_TIME_PERF;
+	if (vcpu->time_source == KC_TIME_PERF && error)
+		return kc_perf_fail(error, err);
+	if (config->use_perf_overflow) {
+		if (error)
+			return kc_perf_fail(error, err);
+		kc_timer_use_perf(&vcpu->timer, vcpu->counters.type, vcpu->counters.config,
+				  counts_nanoseconds(&vcpu->counters) ? 1e9 :
+									kc_hostclock_frequency());
+	}
+	if (vcpu->time_source == KC_TIME_THREAD ||
+	    (vcpu->time_source == KC_TIME_PERF && counts_nanoseconds(&vcpu->counters)))
+		return 1e9;
+	return kc_hostclock_frequency();
+}
+
+/* V1, V2, V9 */
+static int set_time(struct kc_vcpu *vcpu, const struct kc_vcpu_config *config, struct kc_error *err)
+{
+	double rate = choose_source(vcpu, config, err);
+	long double cycles_per_count, ticks_per_count, period, clock;
+
+	if (rate < 0)
+		return -1;
+	if (!(config->host_factor > 0) || !isfinite(config->host_factor))
+		return kc_fail(err, KC_ERR_VALUE, "host_factor must be positive and finite");
+	vcpu->tick_frequency = vcpu->queue->tick_frequency;
+	vcpu->hostclock_per_ns = kc_hostclock_frequency() / 1e9;
+	vcpu->host_factor = config->host_factor;
+	vcpu->host_freq = config->host_freq > 0 ? config->host_freq :
+			  rate == 1e9		? kc_hostclock_frequency() :
+						  rate;
+	/* Where nanoseconds are counted, cycles are derived from them. */
+	cycles_per_count = (rate == 1e9 ? vcpu->host_freq / 1e9L : 1) * config->host_factor;
+	ticks_per_count = cycles_per_count * (long double)vcpu->tick_frequency / vcpu->host_freq;
+	clock = config->clock > 0 ? config->clock : vcpu->host_freq * config->host_factor;
+	period = roundl((long double)vcpu->tick_frequency / clock);
+	if (ticks_per_count >= 0x1p40L || cycles_per_count >= 0x1p40L || period >= 0x1p60L)
+		return kc_fail(err, KC_ERR_VALUE,
+			       "host_freq, host_factor, clock and the tick frequency lie too far apart");
+	vcpu->period = period < 1 ? 1 : (uint64_t)period;
+	vcpu->ticks_per_count = fixed_point(ticks_per_count);
+	vcpu->cycles_per_count = fixed_point(cycles_per_count);
+	vcpu->ns_per_tick = (double)(1e9L / (ticks_per_count * rate));
+	return 0;
+}
+
+/* The VM hands out the ids (V4), and keeps its vCPUs in their order. */
+static int join_vm(struct kc_vm *vm, struct kc_vcpu *vcpu, int id, struct kc_error *err)
+{
+	struct kc_vcpu **grown;
+	size_t at;
+
+	kc_hold(&vm->lock);
+	if (kc_vm_check(vm, err))
+		return -1;
+	vcpu->id = id < 0 ? vm->next_vcpu_id : (unsigned int)id;
+	for (at = 0; at < vm->vcpu_count && vm->vcpus[at]->id < vcpu->id; at++)
+		;
+	if (at < vm->vcpu_count && vm->vcpus[at]->id == vcpu->id)
+		return kc_fail(err, KC_ERR_VALUE, "the VM has a vCPU with the id %u already", vcpu->id);
+	grown = reallocarray(vm->vcpus, vm->vcpu_count + 1, sizeof(*grown));
+	if (!grown)
+		return kc_fail(err, KC_ERR_MEMORY, "out of memory");
+	vm->vcpus = grown;
+	memmove(&grown[at + 1], &grown[at], (vm->vcpu_count - at) * sizeof(*grown));
+	grown[at] = vcpu;
+	vm->vcpu_count++;
+	if (vm->next_vcpu_id <= vcpu->id)
+		vm->next_vcpu_id = vcpu->id + 1;
+	return 0;
+}
+
+struct kc_vcpu *kc_vcpu_create(struct kc_vm *vm, int id, const struct kc_vcpu_config *config,
+			       struct kc_error *err)
+{
+	kc_auto_free struct kc_vcpu *vcpu = calloc(1, sizeof(*vcpu));
+
+	if (!vcpu) {
+		kc_fail(err, KC_ERR_MEMORY, "out of memory");
+		return NULL;
+	}
+	atomic_init(&vcpu->refs, 1);
+	vcpu->fd = -1;
+	vcpu->queue = config->queue ? config->queue : vm->queue;
+	vcpu->cpuid_supported = config->cpuid_supported;
+	vcpu->run_end = vcpu->inst_stop = vcpu->steps_left = KC_NEVER;
+	vcpu->insts_known = true;
+	kc_kick_init(&vcpu->kick);
+	kc_timer_init(&vcpu->timer);
+	kc_counters_init(&vcpu->counters);
+	if (set_time(vcpu, config, err) || kc_queue_attach(vcpu->queue, vcpu, err))
+		return NULL;
+	vcpu->vm = kc_vm_get(vm);
+	if (join_vm(vm, vcpu, id, err)) {
+		kc_queue_detach(vcpu->queue, vcpu);
+		kc_vm_put(vm);
+		return NULL;
+	}
+	kc_queue_get(vcpu->queue);
+	if (config->name)
+		snprintf(vcpu->name, sizeof(vcpu->name), "%s", config->name);
+	else
+		snprintf(vcpu->name, sizeof(vcpu->name), "cpu%u", vcpu->id);
+	return kc_move(vcpu);
+}
+
+struct kc_vcpu *kc_vcpu_get(struct kc_vcpu *vcpu)
+{
+	atomic_fetch_add_explicit(&vcpu->refs, 1, memory_order_relaxed);
+	return vcpu;
+}
+
+static bool leave_vm(struct kc_vm *vm, struct kc_vcpu *vcpu)
+{
+	kc_hold(&vm->lock);
+
+	/* Under the lock, so that kc_vm_vcpus() cannot revive it. */
+	if (atomic_fetch_sub(&vcpu->refs, 1) != 1)
+		return false;
+	for (size_t i = 0; i < vm->vcpu_count; i++) {
+		if (vm->vcpus[i] != vcpu)
+			continue;
+		vm->vcpu_count--;
+		memmove(&vm->vcpus[i], &vm->vcpus[i + 1],
+			(vm->vcpu_count - i) * sizeof(*vm->vcpus));
+		break;
+	}
+	return true;
+}
+
+void kc_vcpu_put(struct kc_vcpu *vcpu)
+{
+	struct kc_vm *vm;
+
+	if (!vcpu)
+		return;
+	vm = vcpu->vm;
+	if (!leave_vm(vm, vcpu))
+		return;
+	kc_vcpu_close(vcpu);
+	kc_queue_detach(vcpu->queue, vcpu);
+	kc_queue_put(vcpu->queue);
+	pthread_mutex_destroy(&vcpu->kick.lock);
+	free(vcpu);
+	kc_vm_put(vm);
+}
+
+static int map_run(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	size_t page = kc_page_size();
+	void *run;
+	int at;
+
+	vcpu->run_size = vcpu->vm->kvm->vcpu_mmap_size;
+	run = mmap(NULL, vcpu->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
+	if (run == MAP_FAILED)
+		return kc_fail_os(err, "mmap of the vCPU's run structure");
+	vcpu->run = run;
+	/* The coalesced ring: its page's number is the value of the capability (V4). */
+	at = kc_kvm_check_extension(vcpu->vm->kvm, KVM_CAP_COALESCED_MMIO, err);
+	if (at < 0)
+		return -1;
+	if (at > 0 && ((size_t)at + 1) * page <= vcpu->run_size) {
+		vcpu->ring = (void *)((uint8_t *)run + (size_t)at * page);
+		vcpu->ring_capacity = (uint32_t)((page - sizeof(*vcpu->ring)) /
+						 sizeof(struct kvm_coalesced_mmio));
+	}
+	return 0;
+}
+
+int kc_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	struct kc_vm *vm = vcpu->vm;
+
+	if (vcpu->started)
+		return kc_fail(err, KC_ERR_STATE, "%s was started before", vcpu->name);
+	if (kc_vm_check(vm, err) || kc_memory_mode_check(vm, err))
+		return -1;
+	vcpu->fd = kc_vm_ioctl(vm, KVM_CREATE_VCPU, "KVM_CREATE_VCPU", (void *)(uintptr_t)vcpu->id, err);
+	if (vcpu->fd < 0)
+		return -1;
+	if (map_run(vcpu, err) || kc_arch_vcpu_start(vcpu, err) || kc_context_start(vcpu, err)) {
+		kc_vcpu_close(vcpu);
+		vcpu->closed = false;
+		return -1;
+	}
+	vcpu->started = true;
+	vcpu->next_step = vcpu->idle_since = kc_queue_now(vcpu->queue);
+	kc_vcpu_activate(vcpu);
+	kc_trace(vcpu, Kvm, "started");
+	return 0;
+}
+
+void kc_vcpu_close(struct kc_vcpu *vcpu)
+{
+	if (vcpu->closed)
+		return;
+	vcpu->closed = true;
+	/* Timers do not cross a fork: their ids may mean others in the child. */
+	if (vcpu->vm->fork_generation == kc_fork_generation())
+		kc_timer_detach(&vcpu->timer);
+	kc_counters_detach(&vcpu->counters);
+	vcpu->attached_to = 0;
+	kc_context_destroy(vcpu);
+	if (vcpu->run)
+		munmap(vcpu->run, vcpu->run_size);
+	vcpu->run = NULL;
+	vcpu->ring = NULL;
+	if (vcpu->fd >= 0)
+		close(vcpu->fd);
+	vcpu->fd = -1;
+}
+
+/* ---- who works with it ---- */
+
+int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	pthread_t nobody = 0, self = pthread_self();
+
+	if (atomic_load_explicit(&vcpu->owner, memory_order_relaxed) == self) {
+		vcpu->owner_depth++;
+		return 0;
+	}
+	if (!atomic_compare_exchange_strong(&vcpu->owner, &nobody, self))
+		return kc_fail(err, KC_ERR_BUSY,
+			       "%s is being run by another thread: stop() it first (kick(), stop(), "
+			       "interrupts, memory, statistics and events work at any time)",
+			       vcpu->name);
+	vcpu->owner_depth = 1;
+	return 0;
+}
+
+int kc_vcpu_check(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	if (__builtin_expect(vcpu->fd >= 0 && !atomic_load(&vcpu->vm->closed) &&
+				     vcpu->vm->fork_generation == kc_fork_generation(),
+			     1))
+		return 0;
+	if (kc_vm_check(vcpu->vm, err))
+		return -1;
+	return kc_fail(err, KC_ERR_NOT_STARTED, "%s was not started: call start() first", vcpu->name);
+}
+
+void kc_vcpu_release(struct kc_vcpu *vcpu)
+{
+	struct kc_vm *vm = vcpu->vm;
+
+	if (--vcpu->owner_depth)
+		return;
+	/* A handler closed the VM under its own run. */
+	if (__builtin_expect(atomic_load(&vm->closed), 0) && vcpu->started)
+		kc_vcpu_close(vcpu);
+	atomic_store(&vcpu->owner, 0);
+	if (__builtin_expect(atomic_load(&vm->closed), 0)) {
+		kc_hold(&vm->lock);
+		pthread_cond_broadcast(&vm->changed);
+	}
+}
+
+/* ---- idle and active (V11) ---- */
+
+void kc_vcpu_activate(struct kc_vcpu *vcpu)
+{
+	uint64_t now = kc_queue_now(vcpu->queue);
+
+	if (vcpu->active)
+		return;
+	vcpu->active = true;
+	if (vcpu->next_step < now)
+		vcpu->next_step = now;
+	if (vcpu->next_step > vcpu->idle_since)
+		kc_stat_add(&vcpu->stats, KC_STAT_cycles,
+			    (vcpu->next_step - vcpu->idle_since) / vcpu->period);
+	if (vcpu->status == KC_IDLE && !vcpu->drained && !vcpu->switched_out)
+		vcpu->status = KC_RUNNING;
+}
+
+void kc_vcpu_suspend(struct kc_vcpu *vcpu)
+{
+	if (!vcpu->active)
+		return;
+	vcpu->active = false;
+	vcpu->idle_since = vcpu->next_step;
+	/* A finished access is delivered first. */
+	if (vcpu->status == KC_RUNNING)
+		vcpu->status = KC_IDLE;
+}
+
+void kc_vcpu_request(struct kc_vcpu *vcpu, unsigned int requests)
+{
+	atomic_fetch_or(&vcpu->requests, requests);
+	kc_kick(vcpu);
+}
+
+bool kc_vcpu_stop(struct kc_vcpu *vcpu)
+{
+	return kc_kick_with(vcpu, KC_REQUEST_STOP);
+}
+
+void kc_vcpu_wakeup(struct kc_vcpu *vcpu)
+{
+	kc_vcpu_request(vcpu, KC_REQUEST_WAKEUP);
+}
+
+static int check_any_thread(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	if (kc_vm_check(vcpu->vm, err))
+		return -1;
+	if (!vcpu->started)
+		return kc_fail(err, KC_ERR_NOT_STARTED, "%s was not started: call start() first",
+			       vcpu->name);
+	return 0;
+}
+
+int kc_vcpu_interrupt(struct kc_vcpu *vcpu, unsigned int vector, struct kc_error *err)
+{
+	if (check_any_thread(vcpu, err))
+		return -1;
+	if (vector > 255)
+		return kc_fail(err, KC_ERR_VALUE, "interrupt vector %u: it is 0 to 255", vector);
+	if (vcpu->vm->irqchip)
+		return kc_fail(err, KC_ERR_STATE,
+			       "the kernel has the interrupt controller and chooses the vector: use "
+			       "irq_line() or signal_msi()");
+	atomic_fetch_or(&vcpu->interrupts[vector / 64], 1ULL << (vector % 64));
+	kc_vcpu_request(vcpu, KC_REQUEST_INTERRUPT);
+	return 0;
+}
+
+int kc_vcpu_nmi(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	if (check_any_thread(vcpu, err))
+		return -1;
+	kc_vcpu_request(vcpu, KC_REQUEST_NMI);
+	return 0;
+}
+
+uint64_t kc_vcpu_live_tick(struct kc_vcpu *vcpu)
+{
+	uint64_t start = atomic_load_explicit(&vcpu->entry_start, memory_order_relaxed);
+	uint64_t now = kc_queue_now(vcpu->queue), host = kc_hostclock();
+	double ns;
+
+	if (!start || host <= start)
+		return now;
+	ns = (double)(host - start) / vcpu->hostclock_per_ns;
+	return now + (uint64_t)(ns / vcpu->ns_per_tick);
+}
+
+/* ---- steps (V7) ---- */
+
+static uint64_t align_up(uint64_t tick, uint64_t period)
+{
+	uint64_t rest = tick % period;
+
+	return rest ? tick + (period - rest) : tick;
+}
+
+/* How long the next entry may be. */
+static uint64_t entry_limit(struct kc_vcpu *vcpu)
+{
+	uint64_t end = kc_queue_next(vcpu->queue);
+
+	if (end > vcpu->run_end)
+		end = vcpu->run_end;
+	if (end == KC_NEVER)
+		return KC_NEVER;
+	return end > vcpu->next_step ? end - vcpu->next_step : 1;
+}
+
+static int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct kc_error *err)
+{
+	int failed = kc_entry(vcpu, ticks, delay, err);
+
+	if (failed && vcpu->run->exit_reason != KVM_EXIT_INTR && err->kind != KC_ERR_CALLBACK)
+		return -1;
+	/* Also when a callback failed: the entry took place, and its exit is still to be serviced. */
+	vcpu->status = vcpu->run->exit_reason == KVM_EXIT_INTR ? KC_RUNNING : KC_SERVICE;
+	kc_insts_after_entry(vcpu, ticks);
+	return failed;
+}
+
+static int step_entry(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
+{
+	uint64_t limit;
+
+	if (__builtin_expect(atomic_load_explicit(&vcpu->requests, memory_order_relaxed) &
+				     (KC_REQUEST_INTERRUPT | KC_REQUEST_NMI),
+			     0) &&
+	    !vcpu->draining && kc_arch_deliver_interrupts(vcpu, err))
+		return -1;
+	if (kc_insts_before_entry(vcpu, err))
+		return -1;
+	if (vcpu->insts_reached) {
+		*delay = 0;
+		return 0;
+	}
+	if (vcpu->draining) {
+		if (kc_drain_limit(vcpu, &limit, err))
+			return -1;
+	} else if (vcpu->status == KC_COMPLETION && (vcpu->step_open || !vcpu->active)) {
+		limit = 0;
+	} else {
+		limit = entry_limit(vcpu);
+	}
+	if (enter(vcpu, limit, delay, err))
+		return -1;
+	if (!vcpu->active && vcpu->status == KC_RUNNING)
+		vcpu->status = KC_IDLE;
+	return 0;
+}
+
+/* One step; moves next_step on, and lets a drain try again. */
+static int step(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
+{
+	int failed;
+
+	*delay = 0;
+	if (vcpu->status == KC_SERVICE)
+		failed = kc_exit_service(vcpu, delay, err);
+	else
+		failed = step_entry(vcpu, delay, err);
+	if (*delay)
+		vcpu->next_step = align_up(vcpu->next_step + *delay, vcpu->period);
+	if (failed)
+		return -1;
+	return __builtin_expect(vcpu->draining, 0) ? kc_drain_again(vcpu, err) : 0;
+}
+
+/* Events that are due before the next step, and the time with them. */
+static int serve_queue(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	struct kc_vm *vm = vcpu->vm;
+	uint64_t now = kc_queue_now(vcpu->queue);
+	size_t called;
+	int failed;
+
+	/* Another vCPU of the queue, or the user, is further. */
+	if (vcpu->next_step < now)
+		vcpu->next_step = now;
+	if (__builtin_expect(kc_queue_next(vcpu->queue) > vcpu->next_step, 1)) {
+		kc_queue_advance(vcpu->queue, vcpu->next_step);
+		return 0;
+	}
+	kc_lock_take(&vm->device_lock);
+	failed = kc_queue_service(vcpu->queue, vcpu->next_step, &called, err);
+	kc_lock_release(&vm->device_lock);
+	return failed;
+}
+
+static void count_running(struct kc_vm *vm, int change)
+{
+	kc_hold(&vm->lock);
+	vm->running = (unsigned int)((int)vm->running + change);
+}
+
+/*
+ * Idle inside a run. While other vCPUs of the VM run, they may wake this one: wait. Else time jumps to the next
+ * event; without one nothing is left that can wake it. 1: the run is over, 0: look again, -1: an error.
+ */
+static int idle(struct kc_vcpu *vcpu, unsigned int *polls, struct kc_error *err)
+{
+	struct kc_vm *vm = vcpu->vm;
+	uint64_t until = kc_queue_next(vcpu->queue);
+	bool alone;
+
+	pthread_mutex_lock(&vm->lock);
+	alone = --vm->running == 0;
+	pthread_mutex_unlock(&vm->lock);
+	if (!alone) {
+		kc_kick_wait(vcpu, 1000000);
+		count_running(vm, 1);
+		/* The host's signals are shut out while it waits: let them in every 16 ms. */
+		return ++*polls % 16 ? 0 : kc_kick_host_signals(vcpu, err);
+	}
+	count_running(vm, 1);
+	if (until > vcpu->run_end)
+		until = vcpu->run_end;
+	if (until == KC_NEVER) {
+		vcpu->stop_reason = KC_STOP_IDLE;
+		return 1;
+	}
+	if (vcpu->next_step < until)
+		vcpu->next_step = until;
+	return 0;
+}
+
+/* What other threads asked for. */
+static int look_at_requests(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	unsigned int requests = atomic_load(&vcpu->requests);
+
+	if (requests & KC_REQUEST_STOP) {
+		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_STOP);
+		vcpu->stop_reason = KC_STOP_STOP;
+		return 0;
+	}
+	if (requests & KC_REQUEST_INSTS) {
+		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_INSTS);
+		vcpu->stop_reason = KC_STOP_INSTS;
+		return 0;
+	}
+	if (requests & KC_REQUEST_SUSPEND) {
+		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_SUSPEND);
+		kc_vcpu_suspend(vcpu);
+	}
+	if (requests & (KC_REQUEST_WAKEUP | KC_REQUEST_INTERRUPT | KC_REQUEST_NMI)) {
+		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_WAKEUP);
+		kc_vcpu_activate(vcpu);
+	}
+	if (requests & KC_REQUEST_DRAIN) {
+		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_DRAIN);
+		vcpu->draining = true;
+		return kc_drain_again(vcpu, err);
+	}
+	return 0;
+}
+
+/* Step until a reason to stop; it is then in stop_reason. */
+static int run_loop(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	unsigned int polls = 0;
+	uint64_t delay;
+	int over;
+
+	for (;;) {
+		if (__builtin_expect(atomic_load_explicit(&vcpu->requests, memory_order_acquire), 0) &&
+		    look_at_requests(vcpu, err))
+			return -1;
+		if (serve_queue(vcpu, err))
+			return -1;
+		if (vcpu->drained)
+			vcpu->stop_reason = KC_STOP_DRAINED;
+		if (__builtin_expect(vcpu->stop_reason != KC_STOP_NONE, 0))
+			return 0;
+		if (vcpu->next_step >= vcpu->run_end) {
+			vcpu->stop_reason = KC_STOP_TICKS;
+			return 0;
+		}
+		if (vcpu->status == KC_IDLE) {
+			over = idle(vcpu, &polls, err);
+			if (over)
+				return over < 0 ? -1 : 0;
+			continue;
+		}
+		if (step(vcpu, &delay, err))
+			return -1;
+		if (__builtin_expect(vcpu->exit_unhandled, 0))
+			vcpu->stop_reason = KC_STOP_EXIT;
+		else if (__builtin_expect(vcpu->insts_reached, 0))
+			vcpu->stop_reason = KC_STOP_INSTS;
+	}
+}
+
+static int check_runnable(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	if (kc_vcpu_check(vcpu, err))
+		return -1;
+	if (vcpu->switched_out)
+		return kc_fail(err, KC_ERR_STATE,
+			       "%s is switched out: run the one that took over, or let this one take "
+			       "over again",
+			       vcpu->name);
+	if (vcpu->drained)
+		return kc_fail(err, KC_ERR_STATE, "%s is drained: call resume() first", vcpu->name);
+	return 0;
+}
+
+static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+{
+	uint64_t start;
+	int failed;
+
+	if (check_runnable(vcpu, err) || kc_entry_begin(vcpu, err))
+		return -1;
+	count_running(vcpu->vm, 1);
+	vcpu->stop_reason = KC_STOP_NONE;
+	vcpu->exit_unhandled = vcpu->insts_reached = false;
+	start = kc_queue_now(vcpu->queue);
+	if (vcpu->next_step > start)
+		start = vcpu->next_step;
+	else
+		vcpu->next_step = start;
+	if (ticks != KC_NEVER)
+		vcpu->run_end = ticks < KC_NEVER - start ? start + ticks : KC_NEVER;
+	failed = run_loop(vcpu, err);
+	kc_queue_advance(vcpu->queue, vcpu->next_step);
+	if (failed)
+		vcpu->stop_reason = KC_STOP_ERROR;
+	vcpu->run_end = KC_NEVER;
+	*passed = vcpu->next_step - start;
+	count_running(vcpu->vm, -1);
+	kc_entry_end(vcpu);
+	return failed;
+}
+
+int kc_vcpu_run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+{
+	return run(vcpu, ticks, passed, err);
+}
+
+int kc_vcpu_step(struct kc_vcpu *vcpu, uint64_t n, uint64_t *done, struct kc_error *err)
+{
+	uint64_t passed;
+	int failed;
+
+	if (!n)
+		return *done = 0, kc_vcpu_check(vcpu, err);
+	vcpu->steps_left = n;
+	failed = run(vcpu, KC_NEVER, &passed, err);
+	*done = n - vcpu->steps_left;
+	vcpu->steps_left = KC_NEVER;
+	return failed;
+}
+
+int kc_vcpu_tick(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
+{
+	int failed;
+
+	if (check_runnable(vcpu, err))
+		return -1;
+	if (vcpu->status == KC_IDLE)
+		return kc_fail(err, KC_ERR_STATE, "%s is Idle: there is no step to take; wakeup() it",
+			       vcpu->name);
+	if (kc_entry_begin(vcpu, err))
+		return -1;
+	vcpu->exit_unhandled = vcpu->insts_reached = false;
+	failed = serve_queue(vcpu, err) || step(vcpu, delay, err);
+	kc_entry_end(vcpu);
+	return failed ? -1 : 0;
+}
+
+int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+{
+	int failed;
+
+	if (check_runnable(vcpu, err))
+		return -1;
+	vcpu->stepping = vcpu->step_open = false;
+	if (!ticks && !atomic_load(&vcpu->kick.thread) && vcpu->time_source != KC_TIME_PERF) {
+		/* It never stays in the guest: no signal, timer or thread to care about. */
+		failed = enter(vcpu, 0, passed, err);
+	} else {
+		if (kc_entry_begin(vcpu, err))
+			return -1;
+		failed = (ticks && kc_arch_deliver_interrupts(vcpu, err)) ||
+			 enter(vcpu, ticks, passed, err);
+		kc_entry_end(vcpu);
+	}
+	if (failed)
+		return -1;
+	vcpu->next_step = align_up(vcpu->next_step + *passed, vcpu->period);
+	if (kc_queue_next(vcpu->queue) > vcpu->next_step)
+		kc_queue_advance(vcpu->queue, vcpu->next_step);
+	return 0;
+}
+
+int kc_vcpu_set_debug(struct kc_vcpu *vcpu, const struct kvm_guest_debug *debug,
+		      struct kc_error *err)
+{
+	if (kc_vcpu_check(vcpu, err))
+		return -1;
+	vcpu->debug = *debug;
+	return 0;
+}
