@@ -64,6 +64,7 @@ static int bound(struct kc_vcpu *vcpu, uint64_t ticks, struct kc_error *err)
 	if (until == KC_NEVER || (vcpu->armed_until > now && vcpu->armed_until <= until))
 		return 0;
 	vcpu->armed_until = until;
+	vcpu->kick.expected = true;
 	kc_trace(vcpu, KvmTimer, "armed for %.0f ns",
 		 (double)(int64_t)(until - now) / vcpu->hostclock_per_ns);
 	return kc_timer_arm(&vcpu->timer,

@@ -114,11 +114,13 @@ int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 		return 0;
 	}
 	vcpu->stepping = steps || !counter_counts(vcpu) || rest <= SKID;
-	if (!vcpu->stepping)
+	if (!vcpu->stepping) {
+		vcpu->kick.expected = true;
 		/* Of a system's stop each vCPU takes its share, and comes back for the rest. */
 		return kc_counters_set_period(&vcpu->counters,
 					      (rest - SKID) / (vcpu->vm->vcpu_count ? vcpu->vm->vcpu_count : 1) + 1,
 					      err);
+	}
 	if (counter_counts(vcpu) && kc_counters_set_period(&vcpu->counters, 0, err))
 		return -1;
 	if (vcpu->step_open)

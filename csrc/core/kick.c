@@ -36,7 +36,6 @@ void kc_kick_init(struct kc_kick *kick)
 	memset(kick, 0, sizeof(*kick));
 	pthread_mutex_init(&kick->lock, NULL);
 	sigemptyset(&kick->own);
-	sigemptyset(&kick->told);
 }
 
 static void kick_only(sigset_t *set)
@@ -55,12 +54,13 @@ static void all_signals(sigset_t *set)
 		sigdelset(set, faults[i]);
 }
 
-static bool same_mask(const sigset_t *a, const sigset_t *b)
+/* The kernel's mask: 64 signals, of which number n is bit n - 1. The C libraries keep it first. */
+static uint64_t kernel_mask(const sigset_t *set)
 {
-	for (int i = 1; i <= SIGRTMAX; i++)
-		if (sigismember(a, i) != sigismember(b, i))
-			return false;
-	return true;
+	uint64_t bits;
+
+	memcpy(&bits, set, sizeof(bits));
+	return bits;
 }
 
 /* The mask the guest runs with: the thread's own, with the kick open (V18). */
@@ -72,14 +72,12 @@ static int tell_kvm(struct kc_vcpu *vcpu, struct kc_error *err)
 		uint64_t bits;
 	} __attribute__((packed)) mask = { .header.len = sizeof(uint64_t) };
 
-	if (kick->is_told && same_mask(&kick->told, &kick->own))
+	mask.bits = kernel_mask(&kick->own) & ~(1ULL << (kc_kick_signal() - 1));
+	if (kick->is_told && kick->told == mask.bits)
 		return 0;
-	for (int i = 1; i <= SIGRTMAX && i <= 64; i++)
-		if (i != kc_kick_signal() && sigismember(&kick->own, i) == 1)
-			mask.bits |= 1ULL << (i - 1);
 	if (ioctl(vcpu->fd, KVM_SET_SIGNAL_MASK, &mask))
 		return kc_fail_os(err, "KVM_SET_SIGNAL_MASK");
-	kick->told = kick->own;
+	kick->told = mask.bits;
 	kick->is_told = true;
 	return 0;
 }
@@ -123,7 +121,9 @@ void kc_kick_end(struct kc_vcpu *vcpu)
 	atomic_store(&kick->thread, 0);
 	pthread_mutex_unlock(&kick->lock);
 	/* From here on nobody sends: what is pending is the last. */
-	kc_kick_consume(vcpu);
+	if (kick->expected || atomic_load(&kick->sent))
+		kc_kick_consume(vcpu);
+	kick->expected = false;
 	innermost = vcpu->outer;
 	/* A kick for a vCPU that this thread runs further out may have been taken away with ours. */
 	for (struct kc_vcpu *outer = innermost; outer; outer = outer->outer)

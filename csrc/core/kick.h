@@ -32,8 +32,9 @@ struct kc_kick {
 	_Atomic pid_t thread; /* inside a run; 0: none */
 	atomic_bool sent; /* a kick is on its way: no need for another */
 	sigset_t own; /* the thread's mask at the start of the run */
-	sigset_t told; /* what KVM was last told to run the guest with */
+	uint64_t told; /* what KVM was last told to run the guest with */
 	bool is_told;
+	bool expected; /* a timer or a counter may have sent the signal since it was last looked for */
 	bool open; /* the thread's own signals may be delivered in our code */
 	bool keep_shut; /* not now: the host program's handlers are being called */
 };

@@ -571,10 +571,6 @@ static int look_at_requests(struct kc_vcpu *vcpu, struct kc_error *err)
 		vcpu->stop_reason = KC_STOP_INSTS;
 		return 0;
 	}
-	if (requests & KC_REQUEST_SUSPEND) {
-		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_SUSPEND);
-		kc_vcpu_suspend(vcpu);
-	}
 	if (requests & (KC_REQUEST_WAKEUP | KC_REQUEST_INTERRUPT | KC_REQUEST_NMI)) {
 		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_WAKEUP);
 		kc_vcpu_activate(vcpu);

@@ -43,8 +43,7 @@ enum kc_request {
 	KC_REQUEST_INTERRUPT = 1 << 2,
 	KC_REQUEST_NMI = 1 << 3,
 	KC_REQUEST_WAKEUP = 1 << 4,
-	KC_REQUEST_SUSPEND = 1 << 5,
-	KC_REQUEST_INSTS = 1 << 6, /* the system's instruction stop is reached */
+	KC_REQUEST_INSTS = 1 << 5, /* the system's instruction stop is reached */
 };
 
 /* The vCPU calls its user; each gets .opaque first. All may be NULL. */
