@@ -1,0 +1,582 @@
+// SPDX-License-Identifier: MIT
+/* Ranges on the bus, and the devices behind them that call Python. */
+#include "module.h"
+
+#include <string.h>
+
+#define CAPSULE "kvmcpu.device"
+
+/*
+ * What is behind a range: two callables, of which the write one may be a sink; or a device in C that a capsule
+ * holds. The VM's object owns it through its set of devices; the core's range borrows it until its release.
+ */
+struct pc_device {
+	PyObject_HEAD
+	struct pc_vm *vm; /* borrowed: it owns us */
+	PyObject *read, *write; /* callables; NULL: none */
+	struct kc_sink *sink; /* in place of write; NULL */
+	PyObject *capsule;
+	struct kc_device device; /* the capsule's */
+	enum kc_space space;
+	uint64_t base;
+	bool string;
+};
+
+static struct pc_state *state_of(PyObject *self)
+{
+	return pc_state_of_type(Py_TYPE(self));
+}
+
+/* ---- Device ---- */
+
+static int device_traverse(PyObject *self, visitproc visit, void *arg)
+{
+	struct pc_device *device = (struct pc_device *)self;
+
+	Py_VISIT(Py_TYPE(self));
+	Py_VISIT(device->read);
+	Py_VISIT(device->write);
+	Py_VISIT(device->capsule);
+	return 0;
+}
+
+/* The capsule stays: the core may still call what it holds, until the VM is closed. */
+static int device_clear(PyObject *self)
+{
+	struct pc_device *device = (struct pc_device *)self;
+
+	Py_CLEAR(device->read);
+	Py_CLEAR(device->write);
+	return 0;
+}
+
+static void device_dealloc(PyObject *self)
+{
+	struct pc_device *device = (struct pc_device *)self;
+	PyTypeObject *type = Py_TYPE(self);
+
+	PyObject_GC_UnTrack(self);
+	device_clear(self);
+	Py_CLEAR(device->capsule);
+	kc_sink_put(device->sink);
+	type->tp_free(self);
+	Py_DECREF(type);
+}
+
+static PyType_Slot device_slots[] = {
+	{ Py_tp_dealloc, device_dealloc },
+	{ Py_tp_traverse, device_traverse },
+	{ Py_tp_clear, device_clear },
+	{ 0, NULL },
+};
+
+static PyType_Spec device_spec = {
+	.name = "kvmcpu._Device",
+	.basicsize = sizeof(struct pc_device),
+	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+		 Py_TPFLAGS_DISALLOW_INSTANTIATION,
+	.slots = device_slots,
+};
+
+/* ---- answers ---- */
+
+/* An error that names the handler by its range's place, the direction and the access. */
+static int bad_answer(PyObject *type, const struct pc_device *self, const struct kc_access *access,
+		      const char *what, PyObject *answer)
+{
+	char place[32];
+
+	snprintf(place, sizeof(place), "%#llx", (unsigned long long)(self->base + access->offset));
+	PyErr_Format(type, "the %s handler of %s %s (%u bytes) returned %R: %s",
+		     access->is_write ? "write" : "read", self->space == KC_IO ? "port" : "address",
+		     place, (unsigned int)access->size, answer, what);
+	return -1;
+}
+
+/* An int of at most `limit`. */
+static int take_number(const struct pc_device *self, const struct kc_access *access,
+		       PyObject *answer, uint64_t limit, const char *type_what, const char *value_what,
+		       uint64_t *number)
+{
+	PyObject *index;
+	uint64_t value;
+
+	if (!PyIndex_Check(answer))
+		return bad_answer(PyExc_TypeError, self, access, type_what, answer);
+	index = PyNumber_Index(answer);
+	if (!index)
+		return -1;
+	value = PyLong_AsUnsignedLongLong(index);
+	Py_DECREF(index);
+	if (value == UINT64_MAX && PyErr_Occurred()) {
+		if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+			return -1;
+		PyErr_Clear();
+	} else if (value <= limit) {
+		*number = value;
+		return 0;
+	}
+	return bad_answer(PyExc_ValueError, self, access, value_what, answer);
+}
+
+static int take_latency(const struct pc_device *self, struct kc_access *access, PyObject *answer)
+{
+	return take_number(self, access, answer, UINT64_MAX,
+			   "a latency is a number of ticks, or None for none",
+			   "a latency is a number of ticks from 0 to 2**64 - 1", &access->latency);
+}
+
+static int take_value(const struct pc_device *self, struct kc_access *access, PyObject *answer)
+{
+	uint64_t limit = access->size < 8 ? (UINT64_C(1) << (access->size * 8)) - 1 : UINT64_MAX;
+	uint64_t value;
+
+	if (PyTuple_CheckExact(answer) && PyTuple_GET_SIZE(answer) == 2) {
+		if (take_latency(self, access, PyTuple_GET_ITEM(answer, 1)))
+			return -1;
+		answer = PyTuple_GET_ITEM(answer, 0);
+	}
+	if (take_number(self, access, answer, limit,
+			"a value is an int, or a tuple of an int and a latency in ticks",
+			"a value must not be negative and must fit the access", &value))
+		return -1;
+	kc_access_set_value(access, value);
+	return 0;
+}
+
+static int take_bytes(const struct pc_device *self, struct kc_access *access, PyObject *answer)
+{
+	size_t size = (size_t)access->size * access->count;
+	Py_buffer view;
+	int failed = 0;
+
+	if (!PyObject_CheckBuffer(answer))
+		return bad_answer(PyExc_TypeError, self, access, "with string=True it is bytes", answer);
+	if (PyObject_GetBuffer(answer, &view, PyBUF_SIMPLE))
+		return -1;
+	if ((size_t)view.len == size)
+		memcpy(access->data, view.buf, size);
+	else
+		failed = bad_answer(PyExc_ValueError, self, access,
+				    "with string=True it is size * count bytes", answer);
+	PyBuffer_Release(&view);
+	return failed;
+}
+
+static int take_answer(const struct pc_device *self, struct kc_access *access, PyObject *answer)
+{
+	if (access->is_write)
+		return answer == Py_None ? 0 : take_latency(self, access, answer);
+	return self->string ? take_bytes(self, access, answer) : take_value(self, access, answer);
+}
+
+/* ---- calls ---- */
+
+/*
+ * The last argument: what is written; for a string's read the number of items. Nothing for a plain read, with
+ * *count then 2 arguments.
+ */
+static PyObject *last_argument(const struct pc_device *self, const struct kc_access *access)
+{
+	if (self->string && access->is_write)
+		return PyBytes_FromStringAndSize((const char *)access->data,
+						 (Py_ssize_t)access->size * access->count);
+	if (access->is_write)
+		return PyLong_FromUnsignedLongLong(kc_access_value(access));
+	return PyLong_FromUnsignedLong(access->count);
+}
+
+static int call_handler(const struct pc_device *self, PyObject *handler, struct kc_access *access)
+{
+	PyObject *stack[4], **args = stack + 1; /* room for what a bound method puts before them */
+	size_t count = access->is_write || self->string ? 3 : 2;
+	PyObject *answer = NULL;
+	int failed = -1;
+
+	args[0] = PyLong_FromUnsignedLongLong(access->offset);
+	args[1] = PyLong_FromUnsignedLong(access->size);
+	args[2] = count == 3 ? last_argument(self, access) : NULL;
+	if (args[0] && args[1] && (args[2] || count == 2))
+		answer = PyObject_Vectorcall(handler, args, count | PY_VECTORCALL_ARGUMENTS_OFFSET,
+					     NULL);
+	if (answer) {
+		failed = take_answer(self, access, answer);
+		Py_DECREF(answer);
+	}
+	Py_XDECREF(args[0]);
+	Py_XDECREF(args[1]);
+	Py_XDECREF(args[2]);
+	return failed;
+}
+
+/* The core's way in. The handlers are set once and for all: to see that there is none takes no lock. */
+static int device_access(void *opaque, struct kc_access *access, struct kc_error *err)
+{
+	struct pc_device *self = opaque;
+	struct pc_callback callback = { .keep_error = false };
+	PyObject *handler = access->is_write ? self->write : self->read;
+	int failed;
+
+	if (access->is_write && self->sink) {
+		kc_sink_append(self->sink, access->data, (size_t)access->size * access->count);
+		return 0;
+	}
+	if (!handler) {
+		if (!access->is_write)
+			memset(access->data, 0xff, (size_t)access->size * access->count);
+		return 0;
+	}
+	pc_enter_python(&callback);
+	/* The handler may take its own range off the bus. */
+	Py_INCREF(self);
+	Py_INCREF(handler);
+	failed = call_handler(self, handler, access);
+	if (failed)
+		failed = pc_callback_failed(err);
+	Py_DECREF(handler);
+	Py_DECREF(self);
+	pc_leave_python(&callback);
+	return failed;
+}
+
+static int capsule_access(void *opaque, struct kc_access *access, struct kc_error *err)
+{
+	struct pc_device *self = opaque;
+
+	return self->device.access(self->device.opaque, access, err);
+}
+
+static void device_release(void *opaque)
+{
+	struct pc_device *self = opaque;
+	struct pc_callback callback = { .keep_error = true };
+
+	if (self->capsule && self->device.release)
+		self->device.release(self->device.opaque);
+	pc_enter_python(&callback);
+	if (PySet_Discard(self->vm->devices, (PyObject *)self) < 0)
+		PyErr_WriteUnraisable((PyObject *)self);
+	pc_leave_python(&callback);
+}
+
+/* ---- VM.map_io(), VM.map_mmio() ---- */
+
+struct request {
+	enum kc_space space;
+	uint64_t base, size;
+	PyObject *read, *write, *device;
+	int string, coalesced;
+};
+
+static int check_handler(PyObject *handler, const char *name)
+{
+	if (handler == Py_None || PyCallable_Check(handler))
+		return 0;
+	PyErr_Format(PyExc_TypeError, "%s must be a callable or None, not %.100s", name,
+		     Py_TYPE(handler)->tp_name);
+	return -1;
+}
+
+static int check_request(struct pc_state *state, const struct request *request)
+{
+	if (request->device != Py_None) {
+		if (request->read != Py_None || request->write != Py_None || request->string) {
+			PyErr_SetString(PyExc_TypeError,
+					"a device in C takes the place of read, write and string");
+			return -1;
+		}
+		if (!PyCapsule_IsValid(request->device, CAPSULE)) {
+			PyErr_Format(PyExc_TypeError,
+				     "device must be a capsule named \"" CAPSULE "\", not %R",
+				     request->device);
+			return -1;
+		}
+		return 0;
+	}
+	if (check_handler(request->read, "read"))
+		return -1;
+	if (Py_IS_TYPE(request->write, state->ByteSink)) {
+		if (((struct pc_sink *)request->write)->sink)
+			return 0;
+		PyErr_SetString(PyExc_RuntimeError, "ByteSink.__init__() was not called");
+		return -1;
+	}
+	return check_handler(request->write, "write");
+}
+
+/* Fill the object that stands behind the range, and what the core is to know of it. */
+static int fill(struct pc_state *state, struct pc_device *self, const struct request *request)
+{
+	self->space = request->space;
+	self->base = request->base;
+	self->string = request->string;
+	if (request->device != Py_None) {
+		const struct kc_device *device = PyCapsule_GetPointer(request->device, CAPSULE);
+
+		if (!device)
+			return -1;
+		self->device = *device;
+		self->capsule = Py_NewRef(request->device);
+		self->string = device->string;
+		return 0;
+	}
+	if (request->read != Py_None)
+		self->read = Py_NewRef(request->read);
+	if (Py_IS_TYPE(request->write, state->ByteSink))
+		self->sink = kc_sink_get(((struct pc_sink *)request->write)->sink);
+	else if (request->write != Py_None)
+		self->write = Py_NewRef(request->write);
+	return 0;
+}
+
+static struct kc_range *bus_map(struct pc_vm *vm, const struct request *request,
+				const struct kc_device *device, struct kc_error *err)
+{
+	struct kc_range *range;
+	struct pc_gil gil;
+
+	pc_release(&gil, NULL);
+	range = kc_bus_map(vm->vm, request->space, request->base, request->size, device,
+			   request->coalesced, err);
+	pc_acquire(&gil);
+	return range;
+}
+
+/* The range's handle; the reference that the core gave with it becomes the handle's. */
+static PyObject *adopt(struct pc_state *state, struct pc_vm *vm, struct kc_range *range)
+{
+	struct pc_range *self = (struct pc_range *)state->BusRange->tp_alloc(state->BusRange, 0);
+	struct pc_gil gil;
+
+	if (!self) {
+		pc_release(&gil, NULL);
+		kc_range_put(range, vm->vm);
+		pc_acquire(&gil);
+		return NULL;
+	}
+	self->vm = (struct pc_vm *)Py_NewRef((PyObject *)vm);
+	self->range = range;
+	return (PyObject *)self;
+}
+
+static PyObject *map(struct pc_vm *vm, const struct request *request)
+{
+	struct pc_state *state = state_of((PyObject *)vm);
+	struct kc_device device = { .release = device_release };
+	struct pc_device *self;
+	struct kc_range *range;
+	struct kc_error err;
+
+	if (check_request(state, request))
+		return NULL;
+	self = (struct pc_device *)state->Device->tp_alloc(state->Device, 0);
+	if (!self)
+		return NULL;
+	self->vm = vm;
+	/* In the set before the core has it: its release may come at once, from another thread. */
+	if (fill(state, self, request) || PySet_Add(vm->devices, (PyObject *)self)) {
+		Py_DECREF(self);
+		return NULL;
+	}
+	device.access = self->capsule ? capsule_access : device_access;
+	device.opaque = self;
+	/* A sink takes whole strings whatever else is there; a handler for reads need not. */
+	device.string = self->string || (self->sink && !self->read);
+	range = bus_map(vm, request, &device, &err);
+	if (!range) {
+		int failed = PySet_Discard(vm->devices, (PyObject *)self);
+
+		Py_DECREF(self);
+		return failed < 0 ? NULL : pc_raise(state, &err, NULL);
+	}
+	Py_DECREF(self);
+	return adopt(state, vm, range);
+}
+
+PyObject *pc_vm_map_io(PyObject *vm, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "port",   "size",	"read",	  "write",
+				 "string", "coalesced", "device", NULL };
+	struct request request = {
+		.space = KC_IO,
+		.read = Py_None,
+		.write = Py_None,
+		.device = Py_None,
+	};
+	PyObject *port, *size;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OO$ppO:map_io", names, &port, &size,
+					 &request.read, &request.write, &request.string,
+					 &request.coalesced, &request.device) ||
+	    pc_u64(port, "port", &request.base) || pc_u64(size, "size", &request.size))
+		return NULL;
+	return map((struct pc_vm *)vm, &request);
+}
+
+PyObject *pc_vm_map_mmio(PyObject *vm, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "address",   "size",	"read", "write",
+				 "coalesced", "device", NULL };
+	struct request request = {
+		.space = KC_MMIO,
+		.read = Py_None,
+		.write = Py_None,
+		.device = Py_None,
+	};
+	PyObject *address, *size;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OO$pO:map_mmio", names, &address, &size,
+					 &request.read, &request.write, &request.coalesced,
+					 &request.device) ||
+	    pc_u64(address, "address", &request.base) || pc_u64(size, "size", &request.size))
+		return NULL;
+	return map((struct pc_vm *)vm, &request);
+}
+
+/* ---- BusRange ---- */
+
+PyObject *pc_range_new(struct pc_state *state, struct pc_vm *vm, struct kc_range *range)
+{
+	struct pc_gil gil;
+
+	pc_release(&gil, NULL);
+	kc_lock_take(&vm->vm->device_lock);
+	range->refs++;
+	kc_lock_release(&vm->vm->device_lock);
+	pc_acquire(&gil);
+	return adopt(state, vm, range);
+}
+
+static void range_dealloc(PyObject *self)
+{
+	struct pc_range *object = (struct pc_range *)self;
+	PyTypeObject *type = Py_TYPE(self);
+	struct pc_gil gil;
+
+	PyObject_GC_UnTrack(self);
+	if (object->range) {
+		pc_release(&gil, NULL);
+		kc_range_put(object->range, object->vm->vm);
+		pc_acquire(&gil);
+	}
+	Py_XDECREF(object->vm);
+	type->tp_free(self);
+	Py_DECREF(type);
+}
+
+static int range_traverse(PyObject *self, visitproc visit, void *arg)
+{
+	Py_VISIT(Py_TYPE(self));
+	Py_VISIT((PyObject *)((struct pc_range *)self)->vm);
+	return 0;
+}
+
+static PyObject *range_compare(PyObject *a, PyObject *b, int op)
+{
+	bool same;
+
+	if ((op != Py_EQ && op != Py_NE) || Py_TYPE(a) != Py_TYPE(b))
+		Py_RETURN_NOTIMPLEMENTED;
+	same = ((struct pc_range *)a)->range == ((struct pc_range *)b)->range;
+	return PyBool_FromLong(same == (op == Py_EQ));
+}
+
+static Py_hash_t range_hash(PyObject *self)
+{
+	return _Py_HashPointer(((struct pc_range *)self)->range);
+}
+
+static bool is_removed(PyObject *self)
+{
+	/* A pointer that only ever goes from the VM to NULL, under the device lock. */
+	return !__atomic_load_n(&((struct pc_range *)self)->range->vm, __ATOMIC_RELAXED);
+}
+
+static PyObject *range_repr(PyObject *self)
+{
+	struct kc_range *range = ((struct pc_range *)self)->range;
+	char text[96];
+
+	snprintf(text, sizeof(text), "<BusRange %s %#llx-%#llx%s%s>",
+		 range->space == KC_IO ? "io" : "mmio", (unsigned long long)range->base,
+		 (unsigned long long)(range->base + (range->size - 1)),
+		 range->coalesced ? " coalesced" : "", is_removed(self) ? " removed" : "");
+	return PyUnicode_FromString(text);
+}
+
+static PyObject *get_address(PyObject *self, void *unused)
+{
+	return PyLong_FromUnsignedLongLong(((struct pc_range *)self)->range->base);
+}
+
+static PyObject *get_size(PyObject *self, void *unused)
+{
+	return PyLong_FromUnsignedLongLong(((struct pc_range *)self)->range->size);
+}
+
+static PyObject *get_space(PyObject *self, void *unused)
+{
+	bool io = ((struct pc_range *)self)->range->space == KC_IO;
+
+	return PyUnicode_FromString(io ? "io" : "mmio");
+}
+
+static PyObject *get_removed(PyObject *self, void *unused)
+{
+	return PyBool_FromLong(is_removed(self));
+}
+
+static PyObject *range_remove(PyObject *self, PyObject *unused)
+{
+	struct kc_error err;
+	struct pc_gil gil;
+	int failed;
+
+	pc_release(&gil, NULL);
+	failed = kc_range_remove(((struct pc_range *)self)->range, &err);
+	pc_acquire(&gil);
+	if (failed)
+		return pc_raise(state_of(self), &err, NULL);
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef range_methods[] = {
+	{ "remove", range_remove, METH_NOARGS, DOC_BusRange_remove },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef range_properties[] = {
+	{ "address", get_address, NULL, DOC_BusRange_address, NULL },
+	{ "size", get_size, NULL, DOC_BusRange_size, NULL },
+	{ "space", get_space, NULL, DOC_BusRange_space, NULL },
+	{ "removed", get_removed, NULL, DOC_BusRange_removed, NULL },
+	{ NULL, NULL, NULL, NULL, NULL },
+};
+
+static PyType_Slot range_slots[] = {
+	{ Py_tp_doc, (void *)DOC_BusRange },
+	{ Py_tp_dealloc, range_dealloc },
+	{ Py_tp_traverse, range_traverse },
+	{ Py_tp_richcompare, range_compare },
+	{ Py_tp_hash, range_hash },
+	{ Py_tp_repr, range_repr },
+	{ Py_tp_methods, range_methods },
+	{ Py_tp_getset, range_properties },
+	{ 0, NULL },
+};
+
+static PyType_Spec range_spec = {
+	.name = "kvmcpu.BusRange",
+	.basicsize = sizeof(struct pc_range),
+	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+		 Py_TPFLAGS_DISALLOW_INSTANTIATION,
+	.slots = range_slots,
+};
+
+int pc_range_init(PyObject *module, struct pc_state *state)
+{
+	state->BusRange = pc_add_type(module, &range_spec, NULL);
+	/* Not a name of the module: nobody but the VM sees one. */
+	state->Device = (PyTypeObject *)PyType_FromModuleAndSpec(module, &device_spec, NULL);
+	return state->BusRange && state->Device ? 0 : -1;
+}
