@@ -185,12 +185,16 @@ struct pc_queue {
 	struct pc_vm *vm; /* borrowed: this is the VM's .queue; NULL: a handle like any other */
 };
 
+struct kc_cpuid_entry; /* arch/arch.h */
+
 struct pc_vcpu {
 	PyObject_HEAD
 	struct pc_vm *vm;
 	struct kc_vcpu *vcpu;
 	PyObject *exit_handlers; /* dict: reason -> callable; NULL until one is set */
 	PyObject *drained; /* callable for the drain in progress; NULL */
+	struct kc_cpuid_entry *cpuid; /* the table to start with; NULL: none of the user's */
+	size_t cpuid_count;
 	PyObject *weakrefs;
 };
 
