@@ -38,8 +38,7 @@ void kc_entry_end(struct kc_vcpu *vcpu)
 {
 	struct kc_error ignored;
 
-	if (vcpu->armed_until)
-		kc_timer_disarm(&vcpu->timer, &ignored);
+	kc_timer_disarm(&vcpu->timer, &ignored);
 	vcpu->armed_until = 0;
 	kc_kick_end(vcpu);
 }
@@ -212,8 +211,6 @@ static int interrupted(struct kc_vcpu *vcpu, struct kc_error *err)
 	bool ours = kc_kick_consume(vcpu);
 	uint64_t now = kc_hostclock();
 
-	if (vcpu->armed_until && now >= vcpu->armed_until)
-		vcpu->armed_until = 0;
 	/* The host program's; or our own, and its are to be shut out again (kick.h). */
 	if (!ours || (vcpu->shut_at && now >= vcpu->shut_at))
 		return kc_kick_host_signals(vcpu, err);

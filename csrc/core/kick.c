@@ -125,10 +125,12 @@ void kc_kick_end(struct kc_vcpu *vcpu)
 		kc_kick_consume(vcpu);
 	kick->expected = false;
 	innermost = vcpu->outer;
-	/* A kick for a vCPU that this thread runs further out may have been taken away with ours. */
-	for (struct kc_vcpu *outer = innermost; outer; outer = outer->outer)
+	/* A kick, or a timer's, for a vCPU that this thread runs further out may have been taken with ours. */
+	for (struct kc_vcpu *outer = innermost; outer; outer = outer->outer) {
+		outer->armed_until = 0;
 		if (atomic_exchange(&outer->kick.sent, false))
 			send(&outer->kick);
+	}
 	pthread_sigmask(SIG_SETMASK, &kick->own, NULL);
 }
 
@@ -162,6 +164,7 @@ bool kc_kick_from_elsewhere(struct kc_vcpu *vcpu)
 bool kc_kick_consume(struct kc_vcpu *vcpu)
 {
 	static const struct timespec at_once;
+	struct kc_kick *kick = &vcpu->kick;
 	bool any = false;
 	sigset_t set;
 
@@ -169,8 +172,15 @@ bool kc_kick_consume(struct kc_vcpu *vcpu)
 	while (sigtimedwait(&set, NULL, &at_once) > 0 || errno == EINTR)
 		any = true;
 	/* Only now: whoever kicks from here on sends a new signal, and we look at everything anew anyway. */
-	if (atomic_exchange(&vcpu->kick.sent, false))
+	if (atomic_exchange(&kick->sent, false)) {
+		/* Announced but not here yet: it still comes, and must not outlive the run. */
+		if (!any)
+			kick->expected = true;
 		any = true;
+	}
+	/* It may have been the timer's, whose clock is not quite the one that armed_until is read from. */
+	if (any)
+		vcpu->armed_until = 0;
 	return any;
 }
 

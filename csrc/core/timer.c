@@ -85,7 +85,7 @@ void kc_timer_detach(struct kc_timer *timer)
 {
 	if (!timer->attached)
 		return;
-	timer->attached = false;
+	timer->attached = timer->armed = false;
 	if (timer->kind == KC_TIMER_POSIX) {
 		timer_delete(timer->posix);
 	} else {
@@ -96,6 +96,7 @@ void kc_timer_detach(struct kc_timer *timer)
 
 int kc_timer_arm(struct kc_timer *timer, uint64_t ns, struct kc_error *err)
 {
+	timer->armed = true;
 	if (ns < timer->resolution_ns)
 		ns = timer->resolution_ns;
 	if (timer->kind == KC_TIMER_POSIX) {
@@ -123,6 +124,9 @@ int kc_timer_disarm(struct kc_timer *timer, struct kc_error *err)
 {
 	static const struct itimerspec never;
 
+	if (!timer->armed)
+		return 0;
+	timer->armed = false;
 	if (timer->kind == KC_TIMER_POSIX) {
 		if (timer_settime(timer->posix, 0, &never, NULL))
 			return kc_fail_os(err, "timer_settime");

@@ -17,6 +17,7 @@ enum kc_timer_kind { KC_TIMER_POSIX, KC_TIMER_PERF };
 struct kc_timer {
 	enum kc_timer_kind kind;
 	bool attached; /* to the thread that runs the vCPU */
+	bool armed; /* since it was last disarmed; it may have fired */
 	timer_t posix;
 	int perf_fd;
 	uint32_t perf_type;
