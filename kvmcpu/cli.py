@@ -170,6 +170,9 @@ def _open_standard_files() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    # What Python has found closed is None.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _quietly_close_stdout() -> None:
@@ -180,7 +183,7 @@ def _quietly_close_stdout() -> None:
 
 def _complain(message: str) -> None:
     line = " ".join(message.split("\n"))
-    with suppress(OSError, AttributeError):  # nobody to tell
+    with suppress(OSError):  # nobody to tell
         print(f"kvmcpu: {line}", file=sys.stderr, flush=True)
 
 

@@ -12,6 +12,7 @@ a guest lie in its memory is the same for all of them:
     HANDLERS      0x40000   handler of vector n at HANDLERS + n * HANDLER_SIZE
     STACK         0x90000   the stack of long mode grows down from here
     KERNEL_STACK  0xa0000   the stack of a ring-3 guest's handlers
+    MMIO       0x10000000   no memory unless a test asks for as much: free for devices
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ HANDLERS = 0x40000
 HANDLER_SIZE = 0x400
 STACK = 0x90000
 KERNEL_STACK = 0xA0000
+MMIO = 0x1000_0000
 
 # Everything in one piece, so that a flat binary holds its data and its zeros too.
 FLAT_SCRIPT = """

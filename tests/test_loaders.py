@@ -392,9 +392,9 @@ def test_long_guest(long_guest) -> None:
 
 def test_user_guest(user_guest) -> None:
     # Port I/O at ring 3, by IOPL; MMIO then leaves the guest for the test to see the end.
-    g = user_guest("mov al, 5; out 0xe9, al; mov byte ptr [0x80000000], 1; 1: jmp 1b")
+    g = user_guest("mov al, 5; out 0xe9, al; mov byte ptr [0x10000000], 1; 1: jmp 1b")
     g.collect()
-    g.vm.map_mmio(0x8000_0000, 0x1000, write=lambda offset, size, value: g.cpu.stop())
+    g.vm.map_mmio(guests.MMIO, 0x1000, write=lambda offset, size, value: g.cpu.stop())
     g.run()
     assert g.cpu.stop_reason == "stop"
     assert g.out == [5]
@@ -404,10 +404,10 @@ def test_user_guest(user_guest) -> None:
 def test_user_guest_with_handlers(user_guest) -> None:
     # An invalid instruction at ring 3 reaches ring 0, which skips it and returns.
     g = user_guest(
-        "mov ebx, 1; ud2; mov ebx, 3; mov byte ptr [0x80000000], 1; 1: jmp 1b",
+        "mov ebx, 1; ud2; mov ebx, 3; mov byte ptr [0x10000000], 1; 1: jmp 1b",
         handlers={6: "add qword ptr [rsp], 2; mov ecx, 2; iretq"},
     )
-    g.vm.map_mmio(0x8000_0000, 0x1000, write=lambda offset, size, value: g.cpu.stop())
+    g.vm.map_mmio(guests.MMIO, 0x1000, write=lambda offset, size, value: g.cpu.stop())
     g.run()
     assert (g.cpu.regs.rbx, g.cpu.regs.rcx) == (3, 2)
     assert g.cpu.sregs.cs.dpl == 3
