@@ -17,9 +17,9 @@ static const struct {
 	enum pc_error base; /* PC_ERROR_COUNT: .builtin */
 	PyObject **builtin;
 } specs[PC_ERROR_COUNT] = {
-#define OURS(name, base) [PC_##name] = { "kvmcpu." #name, DOC_##name, PC_##base, NULL }
+#define OURS(name, base) [PC_##name] = { "kvmcpu._kvm." #name, DOC_##name, PC_##base, NULL }
 #define OF(name, base)                                                                            \
-	[PC_##name] = { "kvmcpu." #name, DOC_##name, PC_ERROR_COUNT, &PyExc_##base }
+	[PC_##name] = { "kvmcpu._kvm." #name, DOC_##name, PC_ERROR_COUNT, &PyExc_##base }
 	OF(KvmError, OSError),
 	OURS(KvmNotFoundError, KvmError),
 	OURS(KvmPermissionError, KvmError),

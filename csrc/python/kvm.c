@@ -369,7 +369,7 @@ static PyType_Slot slots[] = {
 };
 
 static PyType_Spec spec = {
-	.name = "kvmcpu.Kvm",
+	.name = "kvmcpu._kvm.Kvm",
 	.basicsize = sizeof(struct pc_kvm),
 	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
 	.slots = slots,

@@ -205,7 +205,7 @@ static PyObject *repr(PyObject *self)
 
 	for (; size % 1024 == 0 && unit < 4; unit++)
 		size /= 1024;
-	snprintf(text, sizeof(text), "<Memory %#llx-%#llx %zu %s %s%s%s%s>",
+	snprintf(text, sizeof(text), "<Memory 0x%llx-0x%llx %zu %s %s%s%s%s>",
 		 (unsigned long long)slot->address,
 		 (unsigned long long)(slot->address + (slot->mapping->size - 1)), size, units[unit],
 		 backing_name(slot), slot->readonly ? " readonly" : "",
@@ -444,7 +444,7 @@ static PyType_Slot slots[] = {
 };
 
 static PyType_Spec spec = {
-	.name = "kvmcpu.Memory",
+	.name = "kvmcpu._kvm.Memory",
 	.basicsize = sizeof(struct pc_memory),
 	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
 		 Py_TPFLAGS_DISALLOW_INSTANTIATION,

@@ -198,7 +198,7 @@ static PyType_Slot event_slots[] = {
 };
 
 static PyType_Spec event_spec = {
-	.name = "kvmcpu.Event",
+	.name = "kvmcpu._kvm.Event",
 	.basicsize = sizeof(struct pc_event),
 	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
 		 Py_TPFLAGS_DISALLOW_INSTANTIATION,
@@ -437,7 +437,7 @@ static PyType_Slot queue_slots[] = {
 };
 
 static PyType_Spec queue_spec = {
-	.name = "kvmcpu.EventQueue",
+	.name = "kvmcpu._kvm.EventQueue",
 	.basicsize = sizeof(struct pc_queue),
 	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
 	.slots = queue_slots,

@@ -71,7 +71,7 @@ static PyType_Slot device_slots[] = {
 };
 
 static PyType_Spec device_spec = {
-	.name = "kvmcpu._Device",
+	.name = "kvmcpu._kvm._Device",
 	.basicsize = sizeof(struct pc_device),
 	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
 		 Py_TPFLAGS_DISALLOW_INSTANTIATION,
@@ -86,7 +86,7 @@ static int bad_answer(PyObject *type, const struct pc_device *self, const struct
 {
 	char place[32];
 
-	snprintf(place, sizeof(place), "%#llx", (unsigned long long)(self->base + access->offset));
+	snprintf(place, sizeof(place), "0x%llx", (unsigned long long)(self->base + access->offset));
 	PyErr_Format(type, "the %s handler of %s %s (%u bytes) returned %R: %s",
 		     access->is_write ? "write" : "read", self->space == KC_IO ? "port" : "address",
 		     place, (unsigned int)access->size, answer, what);
@@ -497,7 +497,7 @@ static PyObject *range_repr(PyObject *self)
 	struct kc_range *range = ((struct pc_range *)self)->range;
 	char text[96];
 
-	snprintf(text, sizeof(text), "<BusRange %s %#llx-%#llx%s%s>",
+	snprintf(text, sizeof(text), "<BusRange %s 0x%llx-0x%llx%s%s>",
 		 range->space == KC_IO ? "io" : "mmio", (unsigned long long)range->base,
 		 (unsigned long long)(range->base + (range->size - 1)),
 		 range->coalesced ? " coalesced" : "", is_removed(self) ? " removed" : "");
@@ -566,7 +566,7 @@ static PyType_Slot range_slots[] = {
 };
 
 static PyType_Spec range_spec = {
-	.name = "kvmcpu.BusRange",
+	.name = "kvmcpu._kvm.BusRange",
 	.basicsize = sizeof(struct pc_range),
 	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
 		 Py_TPFLAGS_DISALLOW_INSTANTIATION,

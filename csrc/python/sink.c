@@ -157,7 +157,7 @@ static PyType_Slot slots[] = {
 };
 
 static PyType_Spec spec = {
-	.name = "kvmcpu.ByteSink",
+	.name = "kvmcpu._kvm.ByteSink",
 	.basicsize = sizeof(struct pc_sink),
 	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
 	.slots = slots,

@@ -875,7 +875,7 @@ static PyType_Slot slots[] = {
 };
 
 static PyType_Spec spec = {
-	.name = "kvmcpu.VM",
+	.name = "kvmcpu._kvm.VM",
 	.basicsize = sizeof(struct pc_vm),
 	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
 		 Py_TPFLAGS_DISALLOW_INSTANTIATION,
