@@ -35,6 +35,7 @@ void kc_kick_init(struct kc_kick *kick)
 {
 	memset(kick, 0, sizeof(*kick));
 	pthread_mutex_init(&kick->lock, NULL);
+	kick->generation = kc_fork_generation();
 	sigemptyset(&kick->own);
 }
 
@@ -101,7 +102,8 @@ int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 	vcpu->outer = innermost;
 	innermost = vcpu;
 	pthread_mutex_lock(&kick->lock);
-	atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_STOP);
+	/* Those that were meant for the last run, and came too late for it. */
+	atomic_fetch_and(&vcpu->requests, ~(unsigned int)(KC_REQUEST_STOP | KC_REQUEST_INSTS));
 	atomic_store(&kick->thread, thread_id());
 	pthread_mutex_unlock(&kick->lock);
 	return 0;
@@ -139,6 +141,9 @@ bool kc_kick_with(struct kc_vcpu *vcpu, unsigned int requests)
 	struct kc_kick *kick = &vcpu->kick;
 	bool inside;
 
+	/* In the child of a fork it may be a thread of the parent's that runs it, or holds the lock. */
+	if (kick->generation != kc_fork_generation())
+		return false;
 	pthread_mutex_lock(&kick->lock);
 	inside = atomic_load(&kick->thread) != 0;
 	if (inside) {
@@ -173,9 +178,11 @@ bool kc_kick_consume(struct kc_vcpu *vcpu)
 		any = true;
 	/* Only now: whoever kicks from here on sends a new signal, and we look at everything anew anyway. */
 	if (atomic_exchange(&kick->sent, false)) {
-		/* Announced but not here yet: it still comes, and must not outlive the run. */
-		if (!any)
-			kick->expected = true;
+		/*
+		 * Perhaps announced but not here yet (what was taken may have been the timer's): it still
+		 * comes, and must not outlive the run.
+		 */
+		kick->expected = true;
 		any = true;
 	}
 	/* It may have been the timer's, whose clock is not quite the one that armed_until is read from. */

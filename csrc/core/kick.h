@@ -28,6 +28,7 @@
 struct kc_vcpu;
 
 struct kc_kick {
+	unsigned int generation; /* of the process, see kc_fork_generation() */
 	pthread_mutex_t lock; /* orders sending with entering and leaving a run */
 	_Atomic pid_t thread; /* inside a run; 0: none */
 	atomic_bool sent; /* a kick is on its way: no need for another */
