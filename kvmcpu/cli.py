@@ -91,8 +91,12 @@ def _parser() -> Parser:
     )
     run.add_argument("image", nargs="?", metavar="IMAGE", help="ELF executable or flat binary")
     run.add_argument("--firmware", metavar="FILE", help="start a PC's firmware instead")
-    run.add_argument("--memory", type=_size, default="64MiB", metavar="SIZE", help="(%(default)s)")
-    run.add_argument("--timeout", type=_seconds, metavar="TIME", help="seconds, or such as 200ms")
+    run.add_argument(
+        "--memory", type=_size, default="64MiB", metavar="SIZE", help="guest memory (%(default)s)"
+    )
+    run.add_argument(
+        "--timeout", type=_seconds, metavar="TIME", help="end after seconds, or such as 200ms"
+    )
     run.add_argument(
         "--mode",
         choices=("real", "protected", "long"),

@@ -126,19 +126,11 @@ class Deadline:
         self._thread.join()
 
 
-def _report(error: GuestError, cpu: Vcpu) -> None:
-    """What is known of a guest's crash."""
+def _report(error: GuestError) -> None:
+    """A guest's crash: the message has the registers and the last exits."""
     say(f"the guest crashed: {type(error).__name__}: {error}")
-    text = str(error)
-    if error.registers not in text:
-        print(error.registers, file=sys.stderr)
-    records = cpu.last_exits()
-    if records and "last exits" not in text:
-        print("last exits, the oldest first:", file=sys.stderr)
-        for record in records[-16:]:
-            print(f"  {record!r}", file=sys.stderr)
     if isinstance(error, UnassignedAccessError):
-        print("(--unassigned ones lets the guest go on from such an access)", file=sys.stderr)
+        print("(--unassigned ones lets the guest go on after such an access)", file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -148,7 +140,7 @@ def _outcome(cpu: Vcpu, console: Console, timed_out: Callable[[], bool]) -> int:
         try:
             cpu.run()
         except GuestError as error:
-            _report(error, cpu)
+            _report(error)
             return CRASHED
         if console.status is not None:
             return _status(console.status)
@@ -256,6 +248,6 @@ def _run_to_end(job: Job, vm: VM, cpu: Vcpu, console: Console, stats: TextIO | N
     # Of what the sink counts as dropped, the bytes that it no longer keeps were written before.
     lost = console.sink.dropped - (console.sink.total - len(console.sink))
     if lost:
-        say(f"{lost} bytes of the guest's output could not be written")
+        say(f"of the guest's output, {lost} bytes could not be written")
     _write_stats(job, stats, cpu)
     return status

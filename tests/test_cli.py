@@ -192,7 +192,7 @@ def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         done = run("run", flat(tmp_path, "mov al, 'A'; out 0xe9, al; hlt"), stdout=full)
     assert done.returncode == 0
-    assert done.stderr == "kvmcpu: 1 bytes of the guest's output could not be written\n"
+    assert done.stderr == "kvmcpu: of the guest's output, 1 bytes could not be written\n"
 
 
 @pytest.mark.kvm
