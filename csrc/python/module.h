@@ -151,10 +151,12 @@ struct pc_kvm {
 	struct kc_kvm *kvm; /* NULL before __init__ */
 };
 
+struct pc_device;
+
 struct pc_vm {
 	PyObject_HEAD
 	struct kc_vm *vm;
-	PyObject *devices; /* set of Device objects on the bus: the core borrows them */
+	struct pc_device *devices; /* list of what is on the bus: the core borrows them */
 	PyObject *memory_mode_check, *address_hook; /* NULL: none */
 	PyObject *queue; /* its EventQueue, made when first asked for: NULL */
 	struct pc_vcpu **vcpus; /* borrowed: those that live */
@@ -213,6 +215,8 @@ PyObject *pc_vcpu_new(struct pc_state *state, struct pc_vm *vm, PyObject *args, 
 PyObject *pc_vm_add_memory(PyObject *vm, PyObject *args, PyObject *kwargs);
 PyObject *pc_vm_map_io(PyObject *vm, PyObject *args, PyObject *kwargs);
 PyObject *pc_vm_map_mmio(PyObject *vm, PyObject *args, PyObject *kwargs);
+/* Show the devices on the VM's bus to the collector. */
+int pc_devices_traverse(struct pc_vm *vm, visitproc visit, void *arg);
 /* The object of a vCPU that lives; borrowed, NULL if there is none. */
 struct pc_vcpu *pc_vm_vcpu(struct pc_vm *vm, const struct kc_vcpu *vcpu);
 

@@ -67,6 +67,12 @@ struct kc_cpuid_entry *kc_arch_get_cpuid(struct kc_vcpu *vcpu, size_t *count,
 					 struct kc_error *err);
 int kc_arch_set_cpuid(struct kc_vcpu *vcpu, const struct kc_cpuid_entry *entries, size_t count,
 		      struct kc_error *err);
+/*
+ * Whether two tables are the same but for what belongs to the one vCPU (its interrupt controller's id) or
+ * follows the guest's registers.
+ */
+bool kc_arch_cpuid_same(const struct kc_cpuid_entry *a, size_t a_count,
+			const struct kc_cpuid_entry *b, size_t b_count);
 
 /* The linear address's physical one; 1: it has none. */
 int kc_arch_translate(struct kc_vcpu *vcpu, uint64_t address, uint64_t *physical,

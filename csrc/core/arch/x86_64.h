@@ -3,6 +3,9 @@
 #ifndef KC_X86_64_H
 #define KC_X86_64_H
 
+#include <stdint.h>
+
+#include "errors.h"
 #include "kvm.h"
 
 /* The register files by their index in kc_arch_files, which is the order of pushing. */
@@ -20,5 +23,11 @@ enum kc_x86_file {
 
 /* The CPUID leaves that the host supports; lives as long as the device's object. */
 const struct kvm_cpuid2 *kc_x86_supported_cpuid(struct kc_kvm *kvm, struct kc_error *err);
+
+struct kc_vcpu;
+
+/* The frequency of the guest's time stamp counter. */
+int kc_x86_get_tsc_khz(struct kc_vcpu *vcpu, uint32_t *khz, struct kc_error *err);
+int kc_x86_set_tsc_khz(struct kc_vcpu *vcpu, uint32_t khz, struct kc_error *err);
 
 #endif
