@@ -8,11 +8,13 @@
 
 /*
  * What is behind a range: two callables, of which the write one may be a sink; or a device in C that a capsule
- * holds. The VM's object owns it through its set of devices; the core's range borrows it until its release.
+ * holds. The core's range owns it, until its release. The reference stands in the VM's list, through which the
+ * collector sees it; in a container of Python's the collector could take it away from under the core.
  */
 struct pc_device {
 	PyObject_HEAD
-	struct pc_vm *vm; /* borrowed: it owns us */
+	struct pc_vm *vm; /* borrowed: it closes the core's VM, and with it us, before it goes */
+	struct pc_device *previous, *next; /* in the VM's list; guarded by the interpreter lock */
 	PyObject *read, *write; /* callables; NULL: none */
 	struct kc_sink *sink; /* in place of write; NULL */
 	PyObject *capsule;
@@ -77,6 +79,34 @@ static PyType_Spec device_spec = {
 		 Py_TPFLAGS_DISALLOW_INSTANTIATION,
 	.slots = device_slots,
 };
+
+int pc_devices_traverse(struct pc_vm *vm, visitproc visit, void *arg)
+{
+	for (struct pc_device *device = vm->devices; device; device = device->next)
+		Py_VISIT((PyObject *)device);
+	return 0;
+}
+
+static void join(struct pc_vm *vm, struct pc_device *self)
+{
+	self->vm = vm;
+	self->next = vm->devices;
+	if (self->next)
+		self->next->previous = self;
+	vm->devices = (struct pc_device *)Py_NewRef((PyObject *)self);
+}
+
+static void leave(struct pc_device *self)
+{
+	if (self->next)
+		self->next->previous = self->previous;
+	if (self->previous)
+		self->previous->next = self->next;
+	else
+		self->vm->devices = self->next;
+	self->next = self->previous = NULL;
+	Py_DECREF((PyObject *)self);
+}
 
 /* ---- answers ---- */
 
@@ -254,8 +284,7 @@ static void device_release(void *opaque)
 	if (self->capsule && self->device.release)
 		self->device.release(self->device.opaque);
 	pc_enter_python(&callback);
-	if (PySet_Discard(self->vm->devices, (PyObject *)self) < 0)
-		PyErr_WriteUnraisable((PyObject *)self);
+	leave(self);
 	pc_leave_python(&callback);
 }
 
@@ -369,28 +398,26 @@ static PyObject *map(struct pc_vm *vm, const struct request *request)
 
 	if (check_request(state, request))
 		return NULL;
+	if (kc_vm_check(vm->vm, &err))
+		return pc_raise(state, &err, NULL);
 	self = (struct pc_device *)state->Device->tp_alloc(state->Device, 0);
 	if (!self)
 		return NULL;
-	self->vm = vm;
-	/* In the set before the core has it: its release may come at once, from another thread. */
-	if (fill(state, self, request) || PySet_Add(vm->devices, (PyObject *)self)) {
+	if (fill(state, self, request)) {
 		Py_DECREF(self);
 		return NULL;
 	}
+	/* Before the core has it: its release may come at once, from another thread. */
+	join(vm, self);
 	device.access = self->capsule ? capsule_access : device_access;
 	device.opaque = self;
 	/* A sink takes whole strings whatever else is there; a handler for reads need not. */
 	device.string = self->string || (self->sink && !self->read);
 	range = bus_map(vm, request, &device, &err);
-	if (!range) {
-		int failed = PySet_Discard(vm->devices, (PyObject *)self);
-
-		Py_DECREF(self);
-		return failed < 0 ? NULL : pc_raise(state, &err, NULL);
-	}
+	if (!range)
+		leave(self);
 	Py_DECREF(self);
-	return adopt(state, vm, range);
+	return range ? adopt(state, vm, range) : pc_raise(state, &err, NULL);
 }
 
 PyObject *pc_vm_map_io(PyObject *vm, PyObject *args, PyObject *kwargs)
@@ -454,7 +481,8 @@ static void range_dealloc(PyObject *self)
 	struct pc_gil gil;
 
 	PyObject_GC_UnTrack(self);
-	if (object->range) {
+	/* In a child of a fork the lock may be held by a thread that is not there. */
+	if (object->range && object->vm->vm->fork_generation == kc_fork_generation()) {
 		pc_release(&gil, NULL);
 		kc_range_put(object->range, object->vm->vm);
 		pc_acquire(&gil);

@@ -134,11 +134,6 @@ PyObject *pc_vm_new(struct pc_state *state, struct kc_kvm *kvm, unsigned long ty
 
 	if (!self)
 		return NULL;
-	self->devices = PySet_New(NULL);
-	if (!self->devices) {
-		Py_DECREF(self);
-		return NULL;
-	}
 	state->trace_used = true;
 	kc_kvm_get(kvm); /* the caller's object may be closed meanwhile */
 	pc_release(&gil, NULL);
@@ -169,11 +164,10 @@ static int traverse(PyObject *self, visitproc visit, void *arg)
 	struct pc_vm *vm = (struct pc_vm *)self;
 
 	Py_VISIT(Py_TYPE(self));
-	Py_VISIT(vm->devices);
 	Py_VISIT(vm->memory_mode_check);
 	Py_VISIT(vm->address_hook);
 	Py_VISIT(vm->queue);
-	return 0;
+	return pc_devices_traverse(vm, visit, arg);
 }
 
 /* The devices stay, as the bus borrows them: they drop what they hold by themselves. */
@@ -208,7 +202,6 @@ static void dealloc(PyObject *self)
 		vm->vm->hooks.opaque = NULL;
 		kc_vm_put(vm->vm);
 	}
-	Py_CLEAR(vm->devices);
 	PyMem_Free(vm->vcpus);
 	type->tp_free(self);
 	Py_DECREF(type);
@@ -249,6 +242,8 @@ static PyObject *get_memory(PyObject *self, void *unused)
 	PyObject *tuple;
 	size_t count = 0;
 
+	if (kc_check_fork(vm_of(self)->fork_generation, &err))
+		return fail_with(self, &err);
 	pc_release(&gil, NULL);
 	list = kc_memory_slots(vm_of(self), &count, &err);
 	pc_acquire(&gil);
@@ -317,10 +312,13 @@ static PyObject *get_ranges(PyObject *self, void *unused)
 {
 	struct pc_state *state = state_of(self);
 	kc_auto_free struct kc_range **list = NULL;
+	struct kc_error err;
 	struct pc_gil gil;
 	PyObject *tuple;
 	size_t count = 0;
 
+	if (kc_check_fork(vm_of(self)->fork_generation, &err))
+		return fail_with(self, &err);
 	pc_release(&gil, NULL);
 	list = snapshot_ranges(vm_of(self), &count);
 	pc_acquire(&gil);
@@ -436,6 +434,8 @@ static PyObject *read_(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 	}
 	if (pc_u64(args[0], "address", &address) || pc_uint(args[1], "size", PY_SSIZE_T_MAX, &size))
 		return NULL;
+	if (kc_vm_check(vm_of(self), &err))
+		return fail_with(self, &err);
 	bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
 	if (!bytes)
 		return NULL;
@@ -462,6 +462,8 @@ static PyObject *write_(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 			     nargs);
 		return NULL;
 	}
+	if (kc_vm_check(vm_of(self), &err))
+		return fail_with(self, &err);
 	if (pc_u64(args[0], "address", &address) || PyObject_GetBuffer(args[1], &view, PyBUF_SIMPLE))
 		return NULL;
 	pc_release(&gil, NULL);
