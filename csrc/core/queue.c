@@ -197,15 +197,10 @@ static void kick_others(struct kc_queue *queue)
 static int schedule(struct kc_queue *queue, struct kc_event *event, uint64_t when,
 		    struct kc_error *err)
 {
-	uint64_t now = kc_queue_now(queue);
 	int moved = event->index != 0;
 
 	if (!atomic_load_explicit(&queue->refs, memory_order_acquire))
 		return kc_fail(err, KC_ERR_CLOSED, "the event's queue is gone");
-	if (when < now)
-		return kc_fail(err, KC_ERR_VALUE,
-			       "tick %llu has passed: it is tick %llu already; use a delay",
-			       (unsigned long long)when, (unsigned long long)now);
 	if (when == KC_NEVER)
 		return kc_fail(err, KC_ERR_VALUE,
 			       "an event must be due before tick %llu, the end of time",
@@ -242,18 +237,23 @@ static uint64_t live_now(struct kc_queue *queue)
 static int schedule_at(struct kc_queue *queue, struct kc_event *event, uint64_t tick,
 		       bool is_delay, struct kc_error *err)
 {
+	uint64_t now;
 	int result;
 
 	if (event->get)
 		event->get(event->opaque);
 	pthread_mutex_lock(&queue->lock);
-	if (is_delay) {
-		uint64_t now = live_now(queue);
-
-		/* What leads past the end of time is refused there. */
+	now = is_delay ? live_now(queue) : kc_queue_now(queue);
+	/* What leads past the end of time is refused below. */
+	if (is_delay)
 		tick = tick > KC_NEVER - now ? KC_NEVER : now + tick;
-	}
-	result = schedule(queue, event, tick, err);
+	/* Compared with one reading of the time: it goes on meanwhile, and a delay of 0 is no mistake. */
+	if (tick < now)
+		result = kc_fail(err, KC_ERR_VALUE,
+				 "tick %llu has passed: it is tick %llu already; use a delay",
+				 (unsigned long long)tick, (unsigned long long)now);
+	else
+		result = schedule(queue, event, tick, err);
 	pthread_mutex_unlock(&queue->lock);
 	if (result)
 		put_event(event);
