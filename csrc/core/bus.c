@@ -120,7 +120,7 @@ struct kc_range *kc_bus_map(struct kc_vm *vm, enum kc_space space, uint64_t base
 	struct kc_range *range;
 	int failed;
 
-	if (check_range(space, base, size, err))
+	if (kc_vm_check(vm, err) || check_range(space, base, size, err))
 		return NULL;
 	range = calloc(1, sizeof(*range));
 	if (!range) {
@@ -128,7 +128,7 @@ struct kc_range *kc_bus_map(struct kc_vm *vm, enum kc_space space, uint64_t base
 		return NULL;
 	}
 	range->refs = 2; /* the bus's and the caller's */
-	range->vm = vm;
+	atomic_init(&range->vm, vm);
 	range->space = space;
 	range->base = base;
 	range->size = size;
@@ -155,6 +155,11 @@ static void unref(struct kc_range *range)
 
 void kc_range_put(struct kc_range *range, struct kc_vm *vm)
 {
+	/* In the child of a fork a thread that is not there may hold the lock. */
+	if (vm->fork_generation != kc_fork_generation()) {
+		unref(range);
+		return;
+	}
 	kc_lock_take(&vm->device_lock);
 	unref(range);
 	kc_lock_release(&vm->device_lock);
@@ -168,19 +173,21 @@ static void take_off(struct kc_bus *bus, struct kc_range *range)
 	memmove(&bus->ranges[at], &bus->ranges[at + 1], (bus->count - at) * sizeof(*bus->ranges));
 	if (bus->last == range)
 		bus->last = NULL;
-	range->vm = NULL;
+	atomic_store(&range->vm, NULL);
 	unref(range);
 }
 
 int kc_range_remove(struct kc_range *range, struct kc_error *err)
 {
-	struct kc_vm *vm = range->vm;
+	struct kc_vm *vm = atomic_load(&range->vm);
 	int failed = 0;
 
 	if (!vm)
 		return 0;
+	if (kc_check_fork(vm->fork_generation, err))
+		return -1;
 	kc_lock_take(&vm->device_lock);
-	if (range->vm) {
+	if (atomic_load(&range->vm)) {
 		if (range->coalesced)
 			failed = set_zone(vm, range, false, err);
 		if (!failed)
@@ -221,9 +228,10 @@ static int call(struct kc_range *range, struct kc_access *access, struct kc_erro
 	item.count = 1;
 	for (uint32_t i = 0; i < access->count && !failed; i++) {
 		item.data = access->data + (size_t)i * access->size;
+		item.latency = 0;
 		failed = range->device.access(range->device.opaque, &item, err);
+		access->latency += item.latency;
 	}
-	access->latency = item.latency;
 	return failed;
 }
 

@@ -6,6 +6,7 @@
 #ifndef KC_BUS_H
 #define KC_BUS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -37,7 +38,7 @@ enum kc_space { KC_MMIO, KC_IO };
 
 struct kc_range {
 	unsigned int refs; /* guarded by the VM's device lock, like all of this */
-	struct kc_vm *vm; /* NULL once removed */
+	_Atomic(struct kc_vm *) vm; /* NULL once removed; may be read without the lock */
 	enum kc_space space;
 	uint64_t base, size;
 	struct kc_device device;

@@ -18,6 +18,11 @@ int kc_entry_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	if (kc_kick_begin(vcpu, err))
 		return -1;
+	/* Only now a close of the VM is sure to stop this run: before, it may have found nobody to stop. */
+	if (kc_vm_check(vcpu->vm, err)) {
+		kc_kick_end(vcpu);
+		return -1;
+	}
 	if (vcpu->attached_to == atomic_load(&vcpu->kick.thread))
 		return 0;
 	kc_timer_detach(&vcpu->timer);
@@ -138,7 +143,9 @@ static int count_since(struct kc_vcpu *vcpu, uint64_t before, uint64_t *count, s
 			kc_vcpu_add_insts(vcpu, insts);
 		return 0;
 	default:
-		*count = kc_hostclock() - before;
+		*count = kc_hostclock();
+		/* Counters of two processors may differ a little, where the thread has moved. */
+		*count = *count > before ? *count - before : 0;
 		return 0;
 	}
 }

@@ -241,13 +241,15 @@ struct kc_slot *kc_slot_add(struct kc_vm *vm, uint64_t address, struct kc_mappin
 			mapping->size, address);
 		return NULL;
 	}
+	if (kc_vm_check(vm, err))
+		return NULL;
 	slot = calloc(1, sizeof(*slot));
 	if (!slot) {
 		kc_fail(err, KC_ERR_MEMORY, "out of memory");
 		return NULL;
 	}
 	atomic_init(&slot->refs, 2); /* the VM's and the caller's */
-	slot->vm = vm;
+	atomic_init(&slot->vm, vm);
 	slot->mapping = kc_mapping_get(mapping);
 	slot->address = address;
 	slot->readonly = readonly;
@@ -279,7 +281,7 @@ void kc_slot_put(struct kc_slot *slot)
 
 bool kc_slot_removed(struct kc_slot *slot)
 {
-	return !slot->vm;
+	return !atomic_load(&slot->vm);
 }
 
 static void forget_slot(struct kc_vm *vm, struct kc_slot *slot)
@@ -290,21 +292,23 @@ static void forget_slot(struct kc_vm *vm, struct kc_slot *slot)
 		vm->slot_count--;
 		memmove(&vm->slots[i], &vm->slots[i + 1],
 			(vm->slot_count - i) * sizeof(*vm->slots));
-		slot->vm = NULL;
+		atomic_store(&slot->vm, NULL);
 		return;
 	}
 }
 
 int kc_slot_remove(struct kc_slot *slot, struct kc_error *err)
 {
-	struct kc_vm *vm = slot->vm;
+	struct kc_vm *vm = atomic_load(&slot->vm);
 	bool mine = false;
 	int failed = 0;
 
 	if (!vm)
 		return 0;
+	if (kc_check_fork(vm->fork_generation, err))
+		return -1;
 	pthread_rwlock_wrlock(&vm->memory_lock);
-	if (slot->vm) {
+	if (atomic_load(&slot->vm)) {
 		failed = set_region(vm, slot, false, true, err);
 		if (!failed) {
 			forget_slot(vm, slot);
@@ -317,15 +321,26 @@ int kc_slot_remove(struct kc_slot *slot, struct kc_error *err)
 	return failed;
 }
 
+static int removed(struct kc_error *err)
+{
+	return kc_fail(err, KC_ERR_CLOSED, "the memory was removed from its VM");
+}
+
 int kc_slot_set_log_dirty(struct kc_slot *slot, bool on, struct kc_error *err)
 {
-	struct kc_vm *vm = slot->vm;
-	int failed;
+	struct kc_vm *vm = atomic_load(&slot->vm);
+	int failed = 0;
 
 	if (!vm)
-		return kc_fail(err, KC_ERR_CLOSED, "the memory was removed from its VM");
+		return removed(err);
+	if (kc_check_fork(vm->fork_generation, err))
+		return -1;
 	pthread_rwlock_wrlock(&vm->memory_lock);
-	failed = slot->log_dirty == on ? 0 : set_region(vm, slot, on, false, err);
+	/* Again, under the lock: for the kernel, changing what was removed is adding it. */
+	if (!atomic_load(&slot->vm))
+		failed = removed(err);
+	else if (slot->log_dirty != on)
+		failed = set_region(vm, slot, on, false, err);
 	if (!failed)
 		slot->log_dirty = on;
 	pthread_rwlock_unlock(&vm->memory_lock);
@@ -334,19 +349,17 @@ int kc_slot_set_log_dirty(struct kc_slot *slot, bool on, struct kc_error *err)
 
 uint64_t *kc_slot_dirty_log(struct kc_slot *slot, size_t *pages, struct kc_error *err)
 {
-	struct kc_vm *vm = slot->vm;
+	struct kc_vm *vm = atomic_load(&slot->vm);
 	kc_auto_free uint64_t *bitmap = NULL;
 	struct kvm_dirty_log log = { .slot = slot->id };
 	int failed;
 
 	if (!vm) {
-		kc_fail(err, KC_ERR_CLOSED, "the memory was removed from its VM");
+		removed(err);
 		return NULL;
 	}
-	if (!slot->log_dirty) {
-		kc_fail(err, KC_ERR_STATE, "dirty logging is off for this memory: set log_dirty first");
+	if (kc_check_fork(vm->fork_generation, err))
 		return NULL;
-	}
 	*pages = slot->mapping->size / kc_page_size();
 	bitmap = calloc((*pages + 63) / 64, sizeof(*bitmap));
 	if (!bitmap) {
@@ -355,7 +368,13 @@ uint64_t *kc_slot_dirty_log(struct kc_slot *slot, size_t *pages, struct kc_error
 	}
 	log.dirty_bitmap = bitmap;
 	pthread_rwlock_rdlock(&vm->memory_lock);
-	failed = kc_vm_ioctl(vm, KVM_GET_DIRTY_LOG, "KVM_GET_DIRTY_LOG", &log, err);
+	if (!atomic_load(&slot->vm))
+		failed = removed(err);
+	else if (!slot->log_dirty)
+		failed = kc_fail(err, KC_ERR_STATE,
+				 "dirty logging is off for this memory: set log_dirty first");
+	else
+		failed = kc_vm_ioctl(vm, KVM_GET_DIRTY_LOG, "KVM_GET_DIRTY_LOG", &log, err);
 	pthread_rwlock_unlock(&vm->memory_lock);
 	return failed ? NULL : kc_move(bitmap);
 }
@@ -366,6 +385,8 @@ struct kc_slot **kc_memory_slots(struct kc_vm *vm, size_t *count, struct kc_erro
 {
 	struct kc_slot **slots;
 
+	if (kc_check_fork(vm->fork_generation, err))
+		return NULL;
 	pthread_rwlock_rdlock(&vm->memory_lock);
 	slots = calloc(vm->slot_count + 1, sizeof(*slots));
 	if (slots) {
@@ -417,8 +438,8 @@ static int copy(struct kc_vm *vm, uint64_t address, void *data, size_t size, boo
 {
 	int failed;
 
-	if (atomic_load(&vm->closed))
-		return kc_fail(err, KC_ERR_CLOSED, "the VM was closed");
+	if (kc_vm_check(vm, err))
+		return -1;
 	pthread_rwlock_rdlock(&vm->memory_lock);
 	failed = walk(vm, address, NULL, size, write, err) ||
 		 walk(vm, address, data, size, write, err);
@@ -440,13 +461,23 @@ int kc_memory_write(struct kc_vm *vm, uint64_t address, const void *data, size_t
 
 void kc_memory_destroy(struct kc_vm *vm)
 {
-	pthread_rwlock_wrlock(&vm->memory_lock);
-	for (size_t i = 0; i < vm->slot_count; i++) {
-		vm->slots[i]->vm = NULL;
-		kc_slot_put(vm->slots[i]);
-	}
-	vm->slot_count = 0;
-	free(vm->slots);
+	/* In the child of a fork a thread that is not there may hold the lock. */
+	bool ours = vm->fork_generation == kc_fork_generation();
+	struct kc_slot **slots;
+	size_t count;
+
+	if (ours)
+		pthread_rwlock_wrlock(&vm->memory_lock);
+	slots = vm->slots;
+	count = vm->slot_count;
+	for (size_t i = 0; i < count; i++)
+		atomic_store(&slots[i]->vm, NULL);
 	vm->slots = NULL;
-	pthread_rwlock_unlock(&vm->memory_lock);
+	vm->slot_count = 0;
+	if (ours)
+		pthread_rwlock_unlock(&vm->memory_lock);
+	/* Without the lock: giving a buffer back runs its owner's code. */
+	for (size_t i = 0; i < count; i++)
+		kc_slot_put(slots[i]);
+	free(slots);
 }

@@ -34,7 +34,7 @@ struct kc_vm;
 
 struct kc_slot {
 	atomic_int refs;
-	struct kc_vm *vm; /* NULL once removed; guarded by the VM's memory lock */
+	_Atomic(struct kc_vm *) vm; /* NULL once removed; written under the VM's memory lock */
 	struct kc_mapping *mapping;
 	uint64_t address;
 	uint32_t id;

@@ -181,22 +181,32 @@ struct kc_vcpu *kc_vcpu_get(struct kc_vcpu *vcpu)
 	return vcpu;
 }
 
-static bool leave_vm(struct kc_vm *vm, struct kc_vcpu *vcpu)
+static void forget_vcpu(struct kc_vm *vm, struct kc_vcpu *vcpu)
 {
-	kc_hold(&vm->lock);
-
-	/* Under the lock, so that kc_vm_vcpus() cannot revive it. */
-	if (atomic_fetch_sub(&vcpu->refs, 1) != 1)
-		return false;
 	for (size_t i = 0; i < vm->vcpu_count; i++) {
 		if (vm->vcpus[i] != vcpu)
 			continue;
 		vm->vcpu_count--;
 		memmove(&vm->vcpus[i], &vm->vcpus[i + 1],
 			(vm->vcpu_count - i) * sizeof(*vm->vcpus));
-		break;
+		return;
 	}
-	return true;
+}
+
+static bool leave_vm(struct kc_vm *vm, struct kc_vcpu *vcpu)
+{
+	/* In the child of a fork a thread that is not there may hold the lock. */
+	bool ours = vm->fork_generation == kc_fork_generation(), last;
+
+	if (ours)
+		pthread_mutex_lock(&vm->lock);
+	/* Under the lock, so that kc_vm_vcpus() cannot revive it. */
+	last = atomic_fetch_sub(&vcpu->refs, 1) == 1;
+	if (last)
+		forget_vcpu(vm, vcpu);
+	if (ours)
+		pthread_mutex_unlock(&vm->lock);
+	return last;
 }
 
 void kc_vcpu_put(struct kc_vcpu *vcpu)
@@ -292,6 +302,9 @@ int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
 		vcpu->owner_depth++;
 		return 0;
 	}
+	/* A thread of the parent's that ran it at the fork is not there to let go of it. */
+	if (kc_check_fork(vcpu->vm->fork_generation, err))
+		return -1;
 	if (!atomic_compare_exchange_strong(&vcpu->owner, &nobody, self))
 		return kc_fail(err, KC_ERR_BUSY,
 			       "%s is being run by another thread: stop() it first (kick(), stop(), "

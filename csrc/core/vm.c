@@ -115,9 +115,12 @@ int kc_vm_ioctl(struct kc_vm *vm, unsigned long request, const char *name, void 
 
 struct kc_vcpu **kc_vm_vcpus(struct kc_vm *vm, size_t *count, struct kc_error *err)
 {
-	kc_hold(&vm->lock);
-	struct kc_vcpu **vcpus = calloc(vm->vcpu_count + 1, sizeof(*vcpus));
+	struct kc_vcpu **vcpus;
 
+	if (kc_check_fork(vm->fork_generation, err))
+		return NULL;
+	kc_hold(&vm->lock);
+	vcpus = calloc(vm->vcpu_count + 1, sizeof(*vcpus));
 	if (!vcpus) {
 		kc_fail(err, KC_ERR_MEMORY, "out of memory");
 		return NULL;
@@ -130,6 +133,8 @@ struct kc_vcpu **kc_vm_vcpus(struct kc_vm *vm, size_t *count, struct kc_error *e
 
 void kc_vm_stop(struct kc_vm *vm)
 {
+	if (vm->fork_generation != kc_fork_generation())
+		return;
 	kc_hold(&vm->lock);
 
 	for (size_t i = 0; i < vm->vcpu_count; i++)
@@ -155,7 +160,6 @@ static void close_vcpu(struct kc_vm *vm, struct kc_vcpu *vcpu)
 {
 	pthread_t nobody = 0;
 
-	kc_vcpu_stop(vcpu);
 	while (!atomic_compare_exchange_strong(&vcpu->owner, &nobody, pthread_self())) {
 		if (nobody == pthread_self())
 			return;
@@ -166,32 +170,63 @@ static void close_vcpu(struct kc_vm *vm, struct kc_vcpu *vcpu)
 	atomic_store(&vcpu->owner, 0);
 }
 
-void kc_vm_close(struct kc_vm *vm)
+/* The first vCPU from this id on, with a reference: without one it could go while it is waited for. */
+static struct kc_vcpu *vcpu_from(struct kc_vm *vm, uint64_t id)
 {
-	/* In a child of a fork these are the parent's threads and locks: only let go of the fds. */
-	bool ours = vm->fork_generation == kc_fork_generation();
+	kc_hold(&vm->lock);
 
-	if (ours) {
+	for (size_t i = 0; i < vm->vcpu_count; i++)
+		if (vm->vcpus[i]->id >= id)
+			return kc_vcpu_get(vm->vcpus[i]);
+	return NULL;
+}
+
+static void close_vcpus(struct kc_vm *vm)
+{
+	struct kc_vcpu *vcpu;
+
+	/* While one is waited for the others may come and go: their ids keep the place. */
+	for (uint64_t id = 0; (vcpu = vcpu_from(vm, id)); id = (uint64_t)vcpu->id + 1, kc_vcpu_put(vcpu)) {
 		kc_hold(&vm->lock);
 
-		if (atomic_exchange(&vm->closed, true))
-			return;
-		/* A new run is refused from now on; whoever is inside leaves soon. */
-		for (size_t i = 0; i < vm->vcpu_count; i++)
-			close_vcpu(vm, vm->vcpus[i]);
-		while (vm->users)
-			pthread_cond_wait(&vm->changed, &vm->lock);
-	} else if (atomic_exchange(&vm->closed, true)) {
-		return;
+		close_vcpu(vm, vcpu);
 	}
-	kc_queue_clear(vm->queue);
-	if (ours)
-		kc_lock_take(&vm->device_lock);
+	kc_hold(&vm->lock);
+	while (vm->users)
+		pthread_cond_wait(&vm->changed, &vm->lock);
+}
+
+/* What the kernel and the devices hold. Needs the device lock. */
+static void give_back(struct kc_vm *vm)
+{
 	kc_bus_destroy(&vm->bus[KC_IO]);
 	kc_bus_destroy(&vm->bus[KC_MMIO]);
-	if (ours)
-		kc_lock_release(&vm->device_lock);
-	kc_memory_destroy(vm);
 	close(vm->fd);
 	vm->fd = -1;
+}
+
+void kc_vm_close(struct kc_vm *vm)
+{
+	unsigned int depth = 0;
+
+	if (atomic_exchange(&vm->closed, true))
+		return;
+	/* In a child of a fork these are the parent's threads and locks: only let go of the fds. */
+	if (vm->fork_generation != kc_fork_generation()) {
+		give_back(vm);
+		kc_memory_destroy(vm);
+		return;
+	}
+	/* A new run is refused from now on; whoever is inside leaves soon, and may need the devices for it. */
+	kc_vm_stop(vm);
+	if (kc_lock_is_mine(&vm->device_lock))
+		depth = kc_lock_drop(&vm->device_lock);
+	close_vcpus(vm);
+	kc_queue_clear(vm->queue);
+	kc_lock_take(&vm->device_lock);
+	give_back(vm);
+	kc_lock_release(&vm->device_lock);
+	kc_memory_destroy(vm);
+	if (depth)
+		kc_lock_retake(&vm->device_lock, depth);
 }
