@@ -207,10 +207,7 @@ void kc_bus_destroy(struct kc_bus *bus)
 
 uint64_t kc_access_value(const struct kc_access *access)
 {
-	uint64_t value = 0;
-
-	memcpy(&value, access->data, access->size < 8 ? access->size : 8);
-	return value;
+	return kc_bytes_value(access->data, access->size);
 }
 
 void kc_access_set_value(struct kc_access *access, uint64_t value)
@@ -218,13 +215,11 @@ void kc_access_set_value(struct kc_access *access, uint64_t value)
 	memcpy(access->data, &value, access->size < 8 ? access->size : 8);
 }
 
-static int call(struct kc_range *range, struct kc_access *access, struct kc_error *err)
+static int call_each(struct kc_range *range, struct kc_access *access, struct kc_error *err)
 {
 	struct kc_access item = *access;
 	int failed = 0;
 
-	if (__builtin_expect(access->count == 1 || range->device.string, 1))
-		return range->device.access(range->device.opaque, access, err);
 	item.count = 1;
 	for (uint32_t i = 0; i < access->count && !failed; i++) {
 		item.data = access->data + (size_t)i * access->size;
@@ -249,7 +244,10 @@ int kc_bus_access(struct kc_vm *vm, enum kc_space space, uint64_t address, struc
 	}
 	range->refs++; /* the device may take itself off the bus */
 	access->offset = address - range->base;
-	result = call(range, access, err);
+	if (__builtin_expect(access->count == 1 || range->device.string, 1))
+		result = range->device.access(range->device.opaque, access, err);
+	else
+		result = call_each(range, access, err);
 	unref(range);
 	kc_lock_release(&vm->device_lock);
 	return result;

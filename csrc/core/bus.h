@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "errors.h"
 
@@ -64,6 +65,33 @@ struct kc_range *kc_bus_find(struct kc_bus *bus, uint64_t address);
 int kc_bus_access(struct kc_vm *vm, enum kc_space space, uint64_t address, struct kc_access *access,
 		  struct kc_error *err);
 void kc_bus_destroy(struct kc_bus *bus);
+
+/*
+ * The first 8 bytes, at most, as a number, little-endian. Each common size is one load: a number gathered from
+ * bytes in memory waits until all of them are there, which takes longer than most other things in an access.
+ */
+static inline uint64_t kc_bytes_value(const uint8_t *data, uint32_t size)
+{
+	uint64_t value = 0;
+	uint32_t word;
+	uint16_t half;
+
+	switch (size) {
+	case 1:
+		return *data;
+	case 2:
+		memcpy(&half, data, sizeof(half));
+		return half;
+	case 4:
+		memcpy(&word, data, sizeof(word));
+		return word;
+	case 8:
+		memcpy(&value, data, sizeof(value));
+		return value;
+	}
+	memcpy(&value, data, size < 8 ? size : 8);
+	return value;
+}
 
 /* What a device in C most often wants: the item as a number, little-endian. */
 uint64_t kc_access_value(const struct kc_access *access);

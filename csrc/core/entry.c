@@ -80,11 +80,14 @@ static int bound(struct kc_vcpu *vcpu, uint64_t ticks, struct kc_error *err)
 
 static int set_debug(struct kc_vcpu *vcpu, struct kc_error *err)
 {
-	struct kvm_guest_debug debug = vcpu->debug;
+	struct kvm_guest_debug debug;
 
+	if (__builtin_expect(!(vcpu->debug.control | vcpu->told_debug.control) && !vcpu->stepping, 1))
+		return 0;
+	debug = vcpu->debug;
 	if (vcpu->stepping)
 		debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
-	if (__builtin_expect(debug.control == vcpu->told_debug.control, 1) &&
+	if (debug.control == vcpu->told_debug.control &&
 	    (!debug.control || !memcmp(&debug, &vcpu->told_debug, sizeof(debug))))
 		return 0;
 	if (kc_context_flush(vcpu, err))

@@ -30,14 +30,6 @@ static uint8_t *io_data(struct kc_vcpu *vcpu)
 	return (uint8_t *)vcpu->run + vcpu->run->io.data_offset;
 }
 
-static uint64_t first_bytes(const uint8_t *data, uint32_t size)
-{
-	uint64_t value = 0;
-
-	memcpy(&value, data, size < 8 ? size : 8);
-	return value;
-}
-
 void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
 {
 	struct kvm_run *run = vcpu->run;
@@ -55,13 +47,13 @@ void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
 		record->address = run->io.port;
 		record->size = run->io.direction == KVM_EXIT_IO_OUT ? run->io.size : -run->io.size;
 		if (run->io.direction == KVM_EXIT_IO_OUT)
-			record->data = first_bytes(io_data(vcpu), run->io.size);
+			record->data = kc_bytes_value(io_data(vcpu), run->io.size);
 		break;
 	case KVM_EXIT_MMIO:
 		record->address = run->mmio.phys_addr;
 		record->size = run->mmio.is_write ? (int32_t)run->mmio.len : -(int32_t)run->mmio.len;
 		if (run->mmio.is_write)
-			record->data = first_bytes(run->mmio.data, run->mmio.len);
+			record->data = kc_bytes_value(run->mmio.data, run->mmio.len);
 		break;
 	case KVM_EXIT_INTERNAL_ERROR:
 		record->data = run->internal.suberror;
@@ -135,10 +127,10 @@ static int access_bus(struct kc_vcpu *vcpu, enum kc_space space, uint64_t addres
 	vcpu->status = KC_COMPLETION;
 	*latency += access->latency;
 	if (!access->is_write)
-		vcpu->record->data = first_bytes(access->data, access->size);
+		vcpu->record->data = kc_bytes_value(access->data, access->size);
 	kc_trace(vcpu, KvmIO, "%s %#" PRIx64 " %s %u x %u data %#" PRIx64,
 		 space == KC_IO ? "port" : "address", address, access->is_write ? "write" : "read",
-		 access->count, access->size, first_bytes(access->data, access->size));
+		 access->count, access->size, kc_bytes_value(access->data, access->size));
 	return result;
 }
 

@@ -511,25 +511,32 @@ static int step(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
 	return __builtin_expect(vcpu->draining, 0) ? kc_drain_again(vcpu, err) : 0;
 }
 
-/* Events that are due before the next step, and the time with them. */
-static int serve_queue(struct kc_vcpu *vcpu, struct kc_error *err)
+static __attribute__((noinline)) int call_events(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kc_vm *vm = vcpu->vm;
-	uint64_t now = kc_queue_now(vcpu->queue);
 	size_t called;
 	int failed;
 
-	/* Another vCPU of the queue, or the user, is further. */
-	if (vcpu->next_step < now)
-		vcpu->next_step = now;
-	if (__builtin_expect(kc_queue_next(vcpu->queue) > vcpu->next_step, 1)) {
-		kc_queue_advance(vcpu->queue, vcpu->next_step);
-		return 0;
-	}
 	kc_lock_take(&vm->device_lock);
 	failed = kc_queue_service(vcpu->queue, vcpu->next_step, &called, err);
 	kc_lock_release(&vm->device_lock);
 	return failed;
+}
+
+/* Events that are due before the next step, and the time with them. */
+static inline int serve_queue(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	struct kc_queue *queue = vcpu->queue;
+	uint64_t now = kc_queue_now(queue);
+
+	/* Another vCPU of the queue, or the user, is further. */
+	if (vcpu->next_step < now)
+		vcpu->next_step = now;
+	if (__builtin_expect(kc_queue_next(queue) <= vcpu->next_step, 0))
+		return call_events(vcpu, err);
+	if (now < vcpu->next_step)
+		kc_queue_advance(queue, vcpu->next_step);
+	return 0;
 }
 
 static void count_running(struct kc_vm *vm, int change)
