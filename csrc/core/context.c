@@ -55,6 +55,16 @@ static int get(struct kc_vcpu *vcpu, unsigned int i, struct kc_error *err)
 	return 0;
 }
 
+/*
+ * Writing the flags undoes single-stepping: it must be told anew, and so must that it is to be off (0 would
+ * look as if it were).
+ */
+static void forget_debug(struct kc_vcpu *vcpu)
+{
+	if (vcpu->told_debug.control)
+		vcpu->told_debug.control = UINT32_MAX;
+}
+
 static int set(struct kc_vcpu *vcpu, unsigned int i, struct kc_error *err)
 {
 	const struct kc_file *file = &kc_arch_files[i];
@@ -62,8 +72,7 @@ static int set(struct kc_vcpu *vcpu, unsigned int i, struct kc_error *err)
 	if (ioctl(vcpu->fd, file->set, vcpu->context.data[i]))
 		return file_fail("the kernel refuses", file, err);
 	vcpu->context.dirty &= ~BIT(i);
-	/* Writing the flags undoes single-stepping: it must be told anew. */
-	vcpu->told_debug.control = 0;
+	forget_debug(vcpu);
 	kc_trace(vcpu, KvmContext, "pushed %s", file->name);
 	return 0;
 }
@@ -165,7 +174,7 @@ int kc_context_push(struct kc_vcpu *vcpu, struct kc_error *err)
 			continue;
 		}
 		vcpu->run->kvm_dirty_regs |= kc_arch_files[i].sync;
-		vcpu->told_debug.control = 0;
+		forget_debug(vcpu);
 	}
 	return 0;
 }
