@@ -178,30 +178,33 @@ int kc_exit_drain_ring(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error 
 	struct kc_vm *vm = vcpu->vm;
 	int failed = 0;
 
-	if (__builtin_expect(__atomic_load_n(&ring->last, __ATOMIC_ACQUIRE) == ring->first, 1))
+	if (__builtin_expect(__atomic_load_n(&ring->last, __ATOMIC_ACQUIRE) ==
+				     __atomic_load_n(&ring->first, __ATOMIC_RELAXED),
+			     1))
 		return 0;
 	/* The ring is the VM's: whoever comes first delivers, one at a time, so that the order stays (V15). */
 	kc_lock_take(&vm->device_lock);
 	while (!failed && ring->first != __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE)) {
-		struct kvm_coalesced_mmio *entry = &ring->coalesced_mmio[ring->first];
+		struct kvm_coalesced_mmio entry = ring->coalesced_mmio[ring->first];
 		struct kc_access access = {
 			.vcpu = vcpu,
-			.size = entry->len,
+			.size = entry.len,
 			.count = 1,
 			.is_write = true,
-			.data = entry->data,
+			.data = entry.data,
 		};
-		enum kc_space space = entry->pio ? KC_IO : KC_MMIO;
+		enum kc_space space = entry.pio ? KC_IO : KC_MMIO;
 
-		if (entry->len <= sizeof(entry->data)) {
-			failed = kc_bus_access(vm, space, entry->phys_addr, &access, err);
+		/* Taken before it is delivered: a device that runs another vCPU comes here again. */
+		__atomic_store_n(&ring->first, (ring->first + 1) % vcpu->ring_capacity, __ATOMIC_RELEASE);
+		if (entry.len <= sizeof(entry.data)) {
+			failed = kc_bus_access(vm, space, entry.phys_addr, &access, err);
 			kc_stat_add(&vcpu->stats, KC_STAT_coalesced_mmio, 1);
 			*latency += access.latency;
 			/* The range went while its writes were on their way: they are dropped with it. */
 			if (failed > 0)
 				failed = 0;
 		}
-		__atomic_store_n(&ring->first, (ring->first + 1) % vcpu->ring_capacity, __ATOMIC_RELEASE);
 	}
 	kc_lock_release(&vm->device_lock);
 	return failed;
@@ -283,6 +286,9 @@ int kc_exit_service(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *er
 	int failed = 0;
 
 	*latency = 0;
+	/* What came before the exit, where an error of a device kept it from being delivered (V15). */
+	if (vcpu->ring && kc_exit_drain_ring(vcpu, latency, err))
+		return -1;
 	vcpu->status = KC_RUNNING;
 	count(vcpu, reason);
 	if (__builtin_expect(reason < 64 && (atomic_load_explicit(&vcpu->hooks.exit_mask,
