@@ -158,6 +158,9 @@ static int count_since(struct kc_vcpu *vcpu, uint64_t before, uint64_t *count, s
 /* KVM_RUN's errors that are exits in truth. 0: go on, -1: an error. */
 static int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
 {
+	/* It took what rode along, and may have run the guest before it failed. */
+	if (!vcpu->run->kvm_dirty_regs)
+		kc_context_entered(vcpu);
 	switch (errno) {
 	case EINTR:
 	case EAGAIN: /* a vCPU that waits for its start-up interrupt woke up */
@@ -179,8 +182,8 @@ static int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
 static int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
 {
 	struct kvm_run *run = vcpu->run;
-	uint64_t before, count;
-	int result;
+	uint64_t before, count = 0;
+	int result, failed;
 
 	if (kc_context_push(vcpu, err) || set_debug(vcpu, err))
 		return -1;
@@ -200,8 +203,8 @@ static int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 		return -1;
 	kc_context_entered(vcpu);
 	vcpu->entered = true;
-	if (count_since(vcpu, before, &count, err))
-		return -1;
+	/* Also when the time is not known: the entry took place, and its exit is still to be serviced. */
+	failed = count_since(vcpu, before, &count, err);
 	if (!ticks) {
 		*passed = vcpu->period;
 		kc_stat_add(&vcpu->stats, KC_STAT_half_entries, 1);
@@ -212,7 +215,8 @@ static int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 		    ticks ? kc_scale(count, vcpu->cycles_per_count) : 1);
 	kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
 	kc_stat_add(&vcpu->stats, KC_STAT_exits, 1);
-	return 0;
+	kc_exit_note(vcpu, vcpu->next_step + *passed);
+	return failed;
 }
 
 /* An entry that a signal ended: whose signal was it? */
@@ -231,7 +235,7 @@ int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_e
 {
 	struct kc_lock *lock = &vcpu->vm->device_lock;
 	unsigned int depth = 0;
-	uint64_t latency = 0, tick = vcpu->next_step;
+	uint64_t latency = 0, number = vcpu->exit_number;
 	int failed;
 
 	/* A handler that runs another vCPU holds the lock: that one must not take it into the guest (V24). */
@@ -240,18 +244,17 @@ int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_e
 	failed = enter_guest(vcpu, ticks, passed, err);
 	if (depth)
 		kc_lock_retake(lock, depth);
-	if (failed)
+	if (__builtin_expect(vcpu->exit_number == number, 0))
 		return -1;
-	kc_exit_note(vcpu, tick + *passed);
 	if (vcpu->run->exit_reason == KVM_EXIT_INTR) {
 		/* A half entry comes back by itself, unless a signal is there too: that one stays pending. */
 		if (ticks) {
 			kc_stat_add(&vcpu->stats, KC_STAT_exit_signal, 1);
-			failed = interrupted(vcpu, err);
+			failed = failed || interrupted(vcpu, err);
 		}
 	}
 	if (vcpu->ring && kc_exit_drain_ring(vcpu, &latency, failed ? &(struct kc_error){ 0 } : err))
 		failed = -1;
 	*passed += latency;
-	return failed;
+	return failed ? -1 : 0;
 }

@@ -12,7 +12,10 @@ struct kc_vcpu;
 /* Bracket a run on the calling thread: signals (kick.h), timer and counters follow it. */
 int kc_entry_begin(struct kc_vcpu *vcpu, struct kc_error *err);
 void kc_entry_end(struct kc_vcpu *vcpu);
-/* ticks: 0 a half entry, KC_NEVER no limit. Between begin and end. */
+/*
+ * ticks: 0 a half entry, KC_NEVER no limit. Between begin and end.
+ * -1 with vcpu->exit_number unchanged: it did not take place. Else its exit is to be serviced, whatever failed.
+ */
 int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err);
 
 #endif

@@ -454,11 +454,11 @@ static uint64_t entry_limit(struct kc_vcpu *vcpu)
 
 static int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct kc_error *err)
 {
+	uint64_t number = vcpu->exit_number;
 	int failed = kc_entry(vcpu, ticks, delay, err);
 
-	if (failed && vcpu->run->exit_reason != KVM_EXIT_INTR && err->kind != KC_ERR_CALLBACK)
+	if (__builtin_expect(vcpu->exit_number == number, 0))
 		return -1;
-	/* Also when a callback failed: the entry took place, and its exit is still to be serviced. */
 	vcpu->status = vcpu->run->exit_reason == KVM_EXIT_INTR ? KC_RUNNING : KC_SERVICE;
 	kc_insts_after_entry(vcpu, ticks);
 	return failed;
@@ -568,6 +568,9 @@ static int idle(struct kc_vcpu *vcpu, unsigned int *polls, struct kc_error *err)
 	if (until > vcpu->run_end)
 		until = vcpu->run_end;
 	if (until == KC_NEVER) {
+		/* Unless an event that was called just now woke it. */
+		if (atomic_load(&vcpu->requests))
+			return 0;
 		vcpu->stop_reason = KC_STOP_IDLE;
 		return 1;
 	}
@@ -702,17 +705,23 @@ int kc_vcpu_step(struct kc_vcpu *vcpu, uint64_t n, uint64_t *done, struct kc_err
 
 int kc_vcpu_tick(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
 {
+	uint64_t start = 0;
 	int failed;
 
-	if (check_runnable(vcpu, err))
-		return -1;
-	if (vcpu->status == KC_IDLE)
-		return kc_fail(err, KC_ERR_STATE, "%s is Idle: there is no step to take; wakeup() it",
-			       vcpu->name);
-	if (kc_entry_begin(vcpu, err))
+	*delay = 0;
+	if (check_runnable(vcpu, err) || kc_entry_begin(vcpu, err))
 		return -1;
 	vcpu->exit_unhandled = vcpu->insts_reached = false;
-	failed = serve_queue(vcpu, err) || step(vcpu, delay, err);
+	failed = look_at_requests(vcpu, err);
+	if (!failed && vcpu->status == KC_IDLE && !vcpu->drained)
+		failed = kc_fail(err, KC_ERR_STATE,
+				 "%s is Idle: there is no step to take; wakeup() it", vcpu->name);
+	if (!failed && !vcpu->drained) {
+		failed = serve_queue(vcpu, err);
+		start = vcpu->next_step;
+		failed = failed || step(vcpu, delay, err);
+		*delay = vcpu->next_step - start;
+	}
 	kc_entry_end(vcpu);
 	return failed ? -1 : 0;
 }
