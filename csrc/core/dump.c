@@ -31,9 +31,10 @@ static void print_raw(FILE *out, const struct kc_file *file, const void *data, s
 		uint64_t number = 0;
 
 		memcpy(&number, data, size);
-		fprintf(out, "  %s=0x%" PRIx64 "\n", file->name, number);
+		fprintf(out, "%s=%" PRIu64 "\n", file->name, number);
 		return;
 	}
+	fprintf(out, "%s:\n", file->name);
 	for (size_t at = 0; at + sizeof(word) <= size; at += sizeof(word)) {
 		memcpy(&word, (const uint8_t *)data + at, sizeof(word));
 		if (word)
@@ -68,7 +69,6 @@ static int print_files(FILE *out, struct kc_vcpu *vcpu, struct kc_error *err)
 		data = kc_context_read(vcpu, i, err);
 		if (!data)
 			return -1;
-		fprintf(out, "%s:\n", kc_arch_files[i].name);
 		print_raw(out, &kc_arch_files[i], data, vcpu->context.size[i]);
 	}
 	return 0;
@@ -142,7 +142,28 @@ static void print_one_regs(FILE *out, struct kc_vcpu *vcpu)
 	}
 }
 
-/* What says where the guest is and in which mode: the first two register files, closely set. */
+/* Registers of one width in the classic rows of four. */
+static void print_rows(FILE *out, const struct kc_field *fields, const void *data)
+{
+	unsigned int column = 0;
+
+	for (const struct kc_field *f = fields; f->kind != KC_FIELD_END; f++) {
+		uint64_t value = 0;
+
+		if (f->kind != KC_FIELD_UINT)
+			continue;
+		memcpy(&value, (const uint8_t *)data + f->offset, f->size);
+		fprintf(out, "%s%s=%0*" PRIx64,
+			!column	     ? ""
+			: column % 4 ? " "
+				     : "\n",
+			f->name, 2 * (int)f->size, value);
+		column++;
+	}
+	fputc('\n', out);
+}
+
+/* What says where the guest is and in which mode: the general registers, and what the next file has. */
 static int print_brief(FILE *out, struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	for (unsigned int i = 0; i < kc_arch_register_file_count && i < 2; i++) {
@@ -151,7 +172,10 @@ static int print_brief(FILE *out, struct kc_vcpu *vcpu, struct kc_error *err)
 
 		if (!data)
 			return -1;
-		kc_fields_print(out, file->fields, data, 0, "");
+		if (i)
+			kc_fields_print(out, file->fields, data, 0, "");
+		else
+			print_rows(out, file->fields, data);
 	}
 	return 0;
 }

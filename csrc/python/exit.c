@@ -620,8 +620,7 @@ static int add_class(PyObject *module, struct pc_state *state, size_t i)
 	PyType_Spec spec = {
 		.name = classes[i].name,
 		.basicsize = sizeof(struct pc_exit),
-		.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC |
-			 Py_TPFLAGS_DISALLOW_INSTANTIATION,
+		.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
 		.slots = slots,
 	};
 

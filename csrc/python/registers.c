@@ -670,8 +670,7 @@ static int add_type(PyObject *module, struct pc_state *state, unsigned int i)
 	PyType_Spec spec = {
 		.name = shape->name,
 		.basicsize = sizeof(struct pc_registers),
-		.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC |
-			 Py_TPFLAGS_DISALLOW_INSTANTIATION,
+		.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
 		.slots = slots,
 	};
 

@@ -467,6 +467,11 @@ static int parse(PyObject *mapping, struct state *state)
 	PyObject *cpuid_table, *khz;
 	uint64_t period, number = 0;
 
+	if (!PyDict_Check(mapping) && !PyObject_HasAttrString(mapping, "keys")) {
+		PyErr_Format(PyExc_TypeError, "a state is a mapping, not %.100s",
+			     Py_TYPE(mapping)->tp_name);
+		return -1;
+	}
 	if (!dict || PyDict_Update(dict, mapping) || parse_header(dict) || refuse_unknown(dict) ||
 	    parse_files(dict, state) || parse_msrs(dict, state) || parse_one_regs(dict, state) ||
 	    parse_interrupts(dict, state) || need_bool(dict, "active", &state->active))
