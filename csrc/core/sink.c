@@ -6,8 +6,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cleanup.h"
-
 #define FIRST_CAPACITY 4096
 
 struct kc_sink *kc_sink_create(size_t limit, int fd, struct kc_error *err)
@@ -19,7 +17,7 @@ struct kc_sink *kc_sink_create(size_t limit, int fd, struct kc_error *err)
 		return NULL;
 	}
 	atomic_init(&sink->refs, 1);
-	pthread_mutex_init(&sink->lock, NULL);
+	kc_mutex_init(&sink->lock);
 	sink->limit = limit;
 	sink->fd = fd;
 	return sink;
@@ -35,7 +33,6 @@ void kc_sink_put(struct kc_sink *sink)
 {
 	if (!sink || atomic_fetch_sub_explicit(&sink->refs, 1, memory_order_acq_rel) != 1)
 		return;
-	pthread_mutex_destroy(&sink->lock);
 	free(sink->ring);
 	free(sink);
 }
@@ -138,7 +135,7 @@ void kc_sink_append(struct kc_sink *sink, const uint8_t *data, size_t size)
 	if (sink->fd >= 0)
 		lost = write_all(sink->fd, data, size);
 
-	kc_hold(&sink->lock);
+	kc_hold_mutex(&sink->lock);
 	sink->total += size;
 	sink->dropped += lost;
 	if (size == 1 && sink->length < sink->capacity) {
@@ -152,13 +149,13 @@ void kc_sink_append(struct kc_sink *sink, const uint8_t *data, size_t size)
 
 size_t kc_sink_length(struct kc_sink *sink)
 {
-	kc_hold(&sink->lock);
+	kc_hold_mutex(&sink->lock);
 	return sink->length;
 }
 
 size_t kc_sink_read(struct kc_sink *sink, uint8_t *data, size_t size, bool take)
 {
-	kc_hold(&sink->lock);
+	kc_hold_mutex(&sink->lock);
 	if (size > sink->length)
 		size = sink->length;
 	copy_out(sink, data, size);

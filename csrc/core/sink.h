@@ -3,16 +3,16 @@
 #ifndef KC_SINK_H
 #define KC_SINK_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "bus.h"
+#include "lock.h"
 
 struct kc_sink {
 	atomic_int refs;
-	pthread_mutex_t lock;
+	struct kc_mutex lock;
 	uint8_t *ring; /* capacity bytes; the oldest kept byte is at start */
 	size_t capacity, start, length, limit;
 	uint64_t total, dropped;

@@ -64,7 +64,6 @@ void kc_vm_put(struct kc_vm *vm)
 	free(vm->vcpus);
 	kc_queue_put(vm->queue);
 	kc_kvm_put(vm->kvm);
-	kc_lock_destroy(&vm->device_lock);
 	pthread_rwlock_destroy(&vm->memory_lock);
 	pthread_mutex_destroy(&vm->lock);
 	pthread_cond_destroy(&vm->changed);

@@ -95,9 +95,9 @@ static PyObject *number(struct kc_sink *sink, const uint64_t *field)
 {
 	uint64_t value;
 
-	pthread_mutex_lock(&sink->lock);
+	kc_mutex_lock(&sink->lock);
 	value = *field;
-	pthread_mutex_unlock(&sink->lock);
+	kc_mutex_unlock(&sink->lock);
 	return PyLong_FromUnsignedLongLong(value);
 }
 
