@@ -127,7 +127,8 @@ struct kc_range *kc_bus_map(struct kc_vm *vm, enum kc_space space, uint64_t base
 		kc_fail(err, KC_ERR_MEMORY, "out of memory");
 		return NULL;
 	}
-	range->refs = 2; /* the bus's and the caller's */
+	range->refs = 2; /* the users' and the caller's */
+	range->users = 1;
 	atomic_init(&range->vm, vm);
 	range->space = space;
 	range->base = base;
@@ -146,11 +147,18 @@ struct kc_range *kc_bus_map(struct kc_vm *vm, enum kc_space space, uint64_t base
 
 static void unref(struct kc_range *range)
 {
-	if (--range->refs)
+	if (!--range->refs)
+		free(range);
+}
+
+/* The device goes as soon as nobody can call it: it may itself hold the range's handle. */
+static void unuse(struct kc_range *range)
+{
+	if (__builtin_expect(--range->users, 1))
 		return;
 	if (range->device.release)
 		range->device.release(range->device.opaque);
-	free(range);
+	unref(range);
 }
 
 void kc_range_put(struct kc_range *range, struct kc_vm *vm)
@@ -174,7 +182,7 @@ static void take_off(struct kc_bus *bus, struct kc_range *range)
 	if (bus->last == range)
 		bus->last = NULL;
 	atomic_store(&range->vm, NULL);
-	unref(range);
+	unuse(range);
 }
 
 int kc_range_remove(struct kc_range *range, struct kc_error *err)
@@ -242,13 +250,13 @@ int kc_bus_access(struct kc_vm *vm, enum kc_space space, uint64_t address, struc
 		kc_lock_release(&vm->device_lock);
 		return 1;
 	}
-	range->refs++; /* the device may take itself off the bus */
+	range->users++; /* the device may take itself off the bus */
 	access->offset = address - range->base;
 	if (__builtin_expect(access->count == 1 || range->device.string, 1))
 		result = range->device.access(range->device.opaque, access, err);
 	else
 		result = call_each(range, access, err);
-	unref(range);
+	unuse(range);
 	kc_lock_release(&vm->device_lock);
 	return result;
 }

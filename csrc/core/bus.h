@@ -30,7 +30,7 @@ struct kc_access {
 struct kc_device {
 	/* 0, or -1 with *err filled: the error comes out of the run. */
 	int (*access)(void *opaque, struct kc_access *access, struct kc_error *err);
-	void (*release)(void *opaque); /* may be NULL; called once, when the range is gone */
+	void (*release)(void *opaque); /* may be NULL; called once, when it is off the bus */
 	void *opaque;
 	bool string; /* takes a repeated string instruction in one access */
 };
@@ -39,6 +39,7 @@ enum kc_space { KC_MMIO, KC_IO };
 
 struct kc_range {
 	unsigned int refs; /* guarded by the VM's device lock, like all of this */
+	unsigned int users; /* of the device: the bus, and calls in progress */
 	_Atomic(struct kc_vm *) vm; /* NULL once removed; may be read without the lock */
 	enum kc_space space;
 	uint64_t base, size;
