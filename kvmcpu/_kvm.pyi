@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, TypeAlias, final
 
-from _typeshed import ReadableBuffer, WriteableBuffer
+from _typeshed import ReadableBuffer, WriteableBuffer, structseq
 
 _Size: TypeAlias = int | str
 _Ticks: TypeAlias = int | str
@@ -771,9 +771,10 @@ class MemoryFaultExit(Exit):
     """Bytes, a multiple of the page size."""
 
 @final
-class ExitRecord(tuple[str, int, int, int, int, int]):
+class ExitRecord(structseq[Any], tuple[str, int, int, int, int, int]):
     """A line of a vCPU's ring of last exits (vcpu.md V25)."""
 
+    __match_args__: Final = ("name", "address", "size", "data", "latency", "tick")
     @property
     def name(self) -> str:
         """The reason's name without KVM_EXIT_."""

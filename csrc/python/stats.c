@@ -329,12 +329,12 @@ static PyMethodDef stats_methods[] = {
 	{ "describe", stats_describe, METH_O, DOC_Stats_describe },
 	{ "dump", stats_dump, METH_NOARGS, DOC_Stats_dump },
 	{ "reset", stats_reset, METH_NOARGS, DOC_Stats_reset },
-	/* What Mapping has and the stub inherits from it. */
-	{ "keys", stats_keys, METH_NOARGS, "keys($self, /)\n--\n\nThe names." },
-	{ "values", stats_values, METH_NOARGS, "values($self, /)\n--\n\nThe numbers." },
-	{ "items", stats_items, METH_NOARGS, "items($self, /)\n--\n\nNames and numbers." },
+	/* What Mapping has, and the stub inherits from it with its signatures. */
+	{ "keys", stats_keys, METH_NOARGS, "The names." },
+	{ "values", stats_values, METH_NOARGS, "The numbers." },
+	{ "items", stats_items, METH_NOARGS, "Names and numbers." },
 	{ "get", (PyCFunction)(void (*)(void))stats_get, METH_VARARGS | METH_KEYWORDS,
-	  "get($self, key, /, default=None)\n--\n\nThe number of that name, or default." },
+	  "The number of that name, or default." },
 	{ NULL, NULL, 0, NULL },
 };
 
