@@ -216,6 +216,11 @@ static int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 	kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
 	kc_stat_add(&vcpu->stats, KC_STAT_exits, 1);
 	kc_exit_note(vcpu, vcpu->next_step + *passed);
+	if (!failed && __builtin_expect((vcpu->time_source == KC_TIME_TSC ? before + count :
+									    kc_hostclock()) >=
+						vcpu->kick.ask_at,
+					0))
+		return kc_kick_host_signals(vcpu, err);
 	return failed;
 }
 

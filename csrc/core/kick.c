@@ -14,6 +14,7 @@
 /* The vCPU that this thread runs; others that it runs further out are linked behind it. */
 static _Thread_local struct kc_vcpu *innermost;
 static _Thread_local pid_t own_id;
+static _Thread_local bool own_is_first; /* thread of the process */
 static _Thread_local unsigned int own_id_generation;
 
 static pid_t thread_id(void)
@@ -21,6 +22,7 @@ static pid_t thread_id(void)
 	/* A system call only the first time, and once more in the child of a fork. */
 	if (!own_id || own_id_generation != kc_fork_generation()) {
 		own_id = (pid_t)syscall(SYS_gettid);
+		own_is_first = own_id == getpid();
 		own_id_generation = kc_fork_generation();
 	}
 	return own_id;
@@ -83,6 +85,12 @@ static int tell_kvm(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
+static void ask_later(struct kc_vcpu *vcpu)
+{
+	vcpu->kick.ask_at =
+		own_is_first ? kc_hostclock() + (uint64_t)(KC_ASK_NS * vcpu->hostclock_per_ns) : UINT64_MAX;
+}
+
 int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kc_kick *kick = &vcpu->kick;
@@ -106,6 +114,7 @@ int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 	atomic_fetch_and(&vcpu->requests, ~(unsigned int)(KC_REQUEST_STOP | KC_REQUEST_INSTS));
 	atomic_store(&kick->thread, thread_id());
 	pthread_mutex_unlock(&kick->lock);
+	ask_later(vcpu);
 	return 0;
 }
 
@@ -234,6 +243,7 @@ int kc_kick_host_signals(struct kc_vcpu *vcpu, struct kc_error *err)
 	/* The C handlers run as the mask opens; what they left to the host program is done by the hook. */
 	kc_kick_open(vcpu);
 	kc_kick_shut(vcpu);
+	ask_later(vcpu);
 	if (!vcpu->hooks.host_signals)
 		return 0;
 	vcpu->kick.keep_shut = true;

@@ -10,6 +10,10 @@
  * Callbacks of the user's run with the thread's own signals open again ("open" below). Closing them for each
  * entry after a callback would cost two system calls; instead the first entry that lasts longer than
  * KC_OPEN_NS after the callback is interrupted, the host's handlers are asked, and the signals are closed.
+ *
+ * A signal to the process that comes while the process's first thread has it blocked here goes to another
+ * thread, if there is one that takes it; the host program's handlers may yet be the first thread's business (as
+ * Python's are). So there they are asked every KC_ASK_NS, at an exit.
  */
 #ifndef KC_KICK_H
 #define KC_KICK_H
@@ -24,6 +28,7 @@
 #include "errors.h"
 
 #define KC_OPEN_NS 20000000
+#define KC_ASK_NS 80000000
 
 struct kc_vcpu;
 
@@ -37,6 +42,7 @@ struct kc_kick {
 	bool is_told;
 	bool expected; /* a timer or a counter may have sent the signal since it was last looked for */
 	bool open; /* the thread's own signals may be delivered in our code */
+	uint64_t ask_at; /* host clock at which the host's handlers are asked; UINT64_MAX: never */
 	bool keep_shut; /* not now: the host program's handlers are being called */
 };
 

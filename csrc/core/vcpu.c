@@ -565,8 +565,6 @@ static int idle(struct kc_vcpu *vcpu, unsigned int *polls, struct kc_error *err)
 		return ++*polls % 16 ? 0 : kc_kick_host_signals(vcpu, err);
 	}
 	count_running(vm, 1);
-	if (until > vcpu->run_end)
-		until = vcpu->run_end;
 	if (until == KC_NEVER) {
 		/* Unless an event that was called just now woke it. */
 		if (atomic_load(&vcpu->requests))
@@ -574,6 +572,8 @@ static int idle(struct kc_vcpu *vcpu, unsigned int *polls, struct kc_error *err)
 		vcpu->stop_reason = KC_STOP_IDLE;
 		return 1;
 	}
+	if (until > vcpu->run_end)
+		until = vcpu->run_end;
 	if (vcpu->next_step < until)
 		vcpu->next_step = until;
 	return 0;
