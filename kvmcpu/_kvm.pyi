@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Literal, TypeAlias, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer, structseq
+from typing_extensions import disjoint_base
 
 _Size: TypeAlias = int | str
 _Ticks: TypeAlias = int | str
@@ -615,6 +616,7 @@ class Stats(Mapping[str, int | None]):
 
 # ---------------------------------------------------------------------------- exits
 
+@disjoint_base
 class Exit:
     """A vCPU's last exit. Each reason has a class of its own with typed fields; others are plain Exit.
 
@@ -1047,6 +1049,7 @@ class Msrs:
     def as_dict(self) -> dict[str, int]:
         """All that can be read, by name, or by hex number where there is none."""
 
+@disjoint_base
 class RegisterFile:
     """A structure of named registers: a live view of a vCPU, or a copy.
 
