@@ -10,6 +10,8 @@
 
 int kc_irq_create_chip(struct kc_vm *vm, struct kc_error *err)
 {
+	if (kc_vm_check(vm, err))
+		return -1;
 	if (vm->vcpu_count)
 		return kc_fail(err, KC_ERR_STATE,
 			       "the interrupt controller is made before the first vCPU");
@@ -21,6 +23,8 @@ int kc_irq_create_chip(struct kc_vm *vm, struct kc_error *err)
 
 static int need_chip(struct kc_vm *vm, struct kc_error *err)
 {
+	if (kc_vm_check(vm, err))
+		return -1;
 	if (vm->irqchip)
 		return 0;
 	return kc_fail(err, KC_ERR_STATE,

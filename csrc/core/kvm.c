@@ -132,7 +132,7 @@ void kc_kvm_put(struct kc_kvm *kvm)
 	free(kvm);
 }
 
-void kc_kvm_close(struct kc_kvm *kvm)
+static void close_device(struct kc_kvm *kvm)
 {
 	int fd = atomic_exchange(&kvm->fd, -1);
 
@@ -140,7 +140,45 @@ void kc_kvm_close(struct kc_kvm *kvm)
 		close(fd);
 }
 
-int kc_kvm_fd(struct kc_kvm *kvm, struct kc_error *err)
+/* Under the lock */
+static void close_unused(struct kc_kvm *kvm)
+{
+	if (!kvm->vms && atomic_load(&kvm->closed))
+		close_device(kvm);
+}
+
+void kc_kvm_close(struct kc_kvm *kvm)
+{
+	atomic_store(&kvm->closed, true);
+	/* In a child of a fork nobody can use it, and the lock may be a thread's of the parent. */
+	if (kvm->fork_generation != kc_fork_generation())
+		return close_device(kvm);
+	kc_hold(&kvm->lock);
+
+	close_unused(kvm);
+}
+
+int kc_kvm_enter(struct kc_kvm *kvm, struct kc_error *err)
+{
+	kc_hold(&kvm->lock);
+	int fd = kc_kvm_fd(kvm, err);
+
+	if (fd >= 0)
+		kvm->vms++;
+	return fd;
+}
+
+void kc_kvm_leave(struct kc_kvm *kvm)
+{
+	if (kvm->fork_generation != kc_fork_generation())
+		return;
+	kc_hold(&kvm->lock);
+
+	kvm->vms--;
+	close_unused(kvm);
+}
+
+int kc_kvm_device(struct kc_kvm *kvm, struct kc_error *err)
 {
 	int fd = atomic_load(&kvm->fd);
 
@@ -151,9 +189,16 @@ int kc_kvm_fd(struct kc_kvm *kvm, struct kc_error *err)
 	return fd;
 }
 
+int kc_kvm_fd(struct kc_kvm *kvm, struct kc_error *err)
+{
+	if (atomic_load(&kvm->closed))
+		return kc_fail(err, KC_ERR_CLOSED, "the KVM device was closed");
+	return kc_kvm_device(kvm, err);
+}
+
 int kc_kvm_check_extension(struct kc_kvm *kvm, unsigned long cap, struct kc_error *err)
 {
-	int fd = kc_kvm_fd(kvm, err), result;
+	int fd = kc_kvm_device(kvm, err), result;
 
 	if (fd < 0)
 		return -1;

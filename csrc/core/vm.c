@@ -35,6 +35,10 @@ struct kc_vm *kc_vm_create(struct kc_kvm *kvm, unsigned long type, uint64_t tick
 	vm->queue = kc_queue_create(tick_frequency, err);
 	if (!vm->queue)
 		return NULL;
+	if (kc_kvm_enter(kvm, err) < 0) {
+		kc_queue_put(vm->queue);
+		return NULL;
+	}
 	atomic_init(&vm->refs, 1);
 	vm->kvm = kc_kvm_get(kvm);
 	vm->fd = fd;
@@ -202,6 +206,7 @@ static void give_back(struct kc_vm *vm)
 	kc_bus_destroy(&vm->bus[KC_MMIO]);
 	close(vm->fd);
 	vm->fd = -1;
+	kc_kvm_leave(vm->kvm);
 }
 
 void kc_vm_close(struct kc_vm *vm)

@@ -83,7 +83,7 @@ static PyObject *repr(PyObject *self)
 	if (!kvm)
 		return PyUnicode_FromString("<Kvm, not open>");
 	return PyUnicode_FromFormat("<Kvm %s %s%s>", kvm->path, kc_kvm_backend(),
-				    atomic_load(&kvm->fd) < 0 ? " closed" : "");
+				    atomic_load(&kvm->closed) ? " closed" : "");
 }
 
 /* ---- properties ---- */
@@ -126,7 +126,7 @@ static PyObject *get_closed(PyObject *self, void *unused)
 {
 	struct kc_kvm *kvm = ((struct pc_kvm *)self)->kvm;
 
-	return PyBool_FromLong(!kvm || atomic_load(&kvm->fd) < 0);
+	return PyBool_FromLong(!kvm || atomic_load(&kvm->closed));
 }
 
 /* ---- what the device says ---- */
@@ -138,7 +138,7 @@ static PyObject *check_extension(PyObject *self, PyObject *arg)
 	uint64_t cap;
 	int result;
 
-	if (!kvm || pc_uint(arg, "a capability", INT32_MAX, &cap))
+	if (fd_of(self) < 0 || pc_uint(arg, "a capability", INT32_MAX, &cap))
 		return NULL;
 	result = kc_kvm_check_extension(kvm, (unsigned long)cap, &err);
 	return result < 0 ? fail_with(self, &err) : PyLong_FromLong(result);
@@ -153,7 +153,7 @@ static PyObject *supported_cpuid(PyObject *self, PyObject *unused)
 	struct kc_error err;
 	PyObject *list;
 
-	if (!kvm)
+	if (fd_of(self) < 0)
 		return NULL;
 	table = kc_x86_supported_cpuid(kvm, &err);
 	if (!table)

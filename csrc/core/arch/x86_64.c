@@ -35,7 +35,7 @@ static struct kvm_cpuid2 *new_table(size_t entries, struct kc_error *err)
 const struct kvm_cpuid2 *kc_x86_supported_cpuid(struct kc_kvm *kvm, struct kc_error *err)
 {
 	kc_auto_free struct kvm_cpuid2 *table = NULL;
-	int fd = kc_kvm_fd(kvm, err);
+	int fd = kc_kvm_device(kvm, err);
 
 	if (fd < 0)
 		return NULL;
@@ -189,7 +189,7 @@ int kc_arch_set_msr(struct kc_vcpu *vcpu, uint32_t index, uint64_t value, struct
 uint32_t *kc_arch_msr_list(struct kc_vm *vm, size_t *count, struct kc_error *err)
 {
 	kc_auto_free struct kvm_msr_list *list = calloc(1, sizeof(*list));
-	int fd = kc_kvm_fd(vm->kvm, err);
+	int fd = kc_kvm_device(vm->kvm, err);
 	uint32_t *indices;
 
 	if (fd < 0)
