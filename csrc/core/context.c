@@ -110,9 +110,17 @@ int kc_context_start(struct kc_vcpu *vcpu, struct kc_error *err)
 	context->stale = context->present;
 	context->dirty = 0;
 	/* The general registers come with every exit: they are read most, and cost least. */
-	vcpu->run->kvm_valid_regs = vcpu->context.sync_supported & kc_arch_files[kc_arch_regs].sync;
-	context->synced = vcpu->run->kvm_valid_regs ? BIT(kc_arch_regs) : 0;
+	kc_context_sync(vcpu, kc_arch_regs);
 	return 0;
+}
+
+void kc_context_sync(struct kc_vcpu *vcpu, unsigned int i)
+{
+	uint32_t sync = vcpu->context.sync_supported & kc_arch_files[i].sync;
+
+	vcpu->run->kvm_valid_regs |= sync;
+	if (sync)
+		vcpu->context.synced |= BIT(i);
 }
 
 void kc_context_destroy(struct kc_vcpu *vcpu)

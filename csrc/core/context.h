@@ -48,6 +48,8 @@ void *kc_context_write(struct kc_vcpu *vcpu, unsigned int file, struct kc_error 
 int kc_context_flush(struct kc_vcpu *vcpu, struct kc_error *err);
 /* Push what is dirty on the way into the guest: synchronised files ride along. */
 int kc_context_push(struct kc_vcpu *vcpu, struct kc_error *err);
+/* From the next exit on, have a synchronised file come with it, where the kernel has that. */
+void kc_context_sync(struct kc_vcpu *vcpu, unsigned int file);
 /* KVM changed some state behind our copy: all that is clean is stale. */
 void kc_context_invalidate(struct kc_vcpu *vcpu);
 /* After an entry: KVM has everything newer, but what came back with the exit. */

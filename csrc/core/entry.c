@@ -9,6 +9,7 @@
 #include "arch/arch.h"
 #include "exits.h"
 #include "hostclock.h"
+#include "instructions.h"
 #include "vcpu.h"
 #include "vm.h"
 
@@ -23,6 +24,7 @@ int kc_entry_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 		kc_kick_end(vcpu);
 		return -1;
 	}
+	kc_insts_begin(vcpu);
 	if (vcpu->attached_to == atomic_load(&vcpu->kick.thread))
 		return 0;
 	kc_timer_detach(&vcpu->timer);
@@ -32,6 +34,7 @@ int kc_entry_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 	if (kc_timer_attach(&vcpu->timer, err) ||
 	    (vcpu->time_source == KC_TIME_PERF &&
 	     kc_counters_attach(&vcpu->counters, atomic_load(&vcpu->kick.thread), err))) {
+		kc_insts_end(vcpu);
 		kc_kick_end(vcpu);
 		return -1;
 	}
@@ -45,6 +48,7 @@ void kc_entry_end(struct kc_vcpu *vcpu)
 
 	kc_timer_disarm(&vcpu->timer, &ignored);
 	vcpu->armed_until = 0;
+	kc_insts_end(vcpu);
 	kc_kick_end(vcpu);
 }
 

@@ -12,7 +12,13 @@
 
 struct kc_vcpu;
 
-/* Sets up the next entry: a single step, a sampling period, or nothing; insts_reached if the stop is here. */
+/* Bracket a run. */
+void kc_insts_begin(struct kc_vcpu *vcpu);
+void kc_insts_end(struct kc_vcpu *vcpu);
+/*
+ * Sets up the next entry: a single step, a sampling period, or nothing; insts_reached if the stop is here. 1: not
+ * now, come again.
+ */
 int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err);
 /* Counts what the entry was, if it was a step. ticks: its limit. */
 void kc_insts_after_entry(struct kc_vcpu *vcpu, uint64_t ticks);

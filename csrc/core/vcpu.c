@@ -467,17 +467,17 @@ static int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct k
 static int step_entry(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
 {
 	uint64_t limit;
+	int later;
 
 	if (__builtin_expect(atomic_load_explicit(&vcpu->requests, memory_order_relaxed) &
 				     (KC_REQUEST_INTERRUPT | KC_REQUEST_NMI),
 			     0) &&
 	    !vcpu->draining && kc_arch_deliver_interrupts(vcpu, err))
 		return -1;
-	if (kc_insts_before_entry(vcpu, err))
-		return -1;
-	if (vcpu->insts_reached) {
+	later = kc_insts_before_entry(vcpu, err);
+	if (later || vcpu->insts_reached) {
 		*delay = 0;
-		return 0;
+		return later < 0 ? -1 : 0;
 	}
 	if (vcpu->draining) {
 		if (kc_drain_limit(vcpu, &limit, err))
@@ -733,6 +733,7 @@ int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct
 	if (check_runnable(vcpu, err))
 		return -1;
 	vcpu->stepping = vcpu->step_open = false;
+	vcpu->entry_pc = KC_NO_STEP;
 	if (!ticks && !atomic_load(&vcpu->kick.thread) && vcpu->time_source != KC_TIME_PERF) {
 		/* It never stays in the guest: no signal, timer or thread to care about. */
 		failed = enter(vcpu, 0, passed, err);

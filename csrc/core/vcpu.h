@@ -127,6 +127,8 @@ struct kc_vcpu {
 	bool stepping; /* the last entry was a single step */
 	bool step_open; /* an instruction was begun by a step and is not known to be done */
 	bool has_ticket; /* one instruction of the system's budget is ours */
+	unsigned int ticket_stop; /* of which stop: kc_vm.inst_stop_number */
+	uint64_t entry_pc; /* where the last single step began */
 	uint64_t step_pc; /* where it is */
 	struct kvm_guest_debug debug; /* what the user wants */
 	struct kvm_guest_debug told_debug; /* what KVM was told */
@@ -191,6 +193,9 @@ void kc_vcpu_add_insts(struct kc_vcpu *vcpu, uint64_t insts);
 
 /* The VM closes: frees what the kernel holds. The VM's lock is not held. */
 void kc_vcpu_close(struct kc_vcpu *vcpu);
+
+/* kc_vcpu.entry_pc: nowhere */
+#define KC_NO_STEP (UINT64_MAX - 1)
 
 static inline uint64_t kc_scale(uint64_t n, unsigned __int128 factor)
 {

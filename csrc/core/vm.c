@@ -151,6 +151,7 @@ int kc_vm_schedule_inst_stop(struct kc_vm *vm, uint64_t insts, struct kc_error *
 	if (!insts || insts == KC_NEVER)
 		return kc_fail(err, KC_ERR_VALUE, "an instruction stop is at least 1 instruction away");
 	kc_hold(&vm->lock);
+	vm->inst_stop_number++;
 	atomic_store(&vm->inst_budget, insts);
 	/* Those that are in the guest without a bound come out and see it. */
 	for (size_t i = 0; i < vm->vcpu_count; i++)

@@ -47,6 +47,13 @@ int kc_arch_deliver_interrupts(struct kc_vcpu *vcpu, struct kc_error *err);
 int kc_arch_has_pending_event(struct kc_vcpu *vcpu, struct kc_error *err);
 /* Whether the last exit, a DebugExit, is a single step's. */
 bool kc_arch_is_single_step(struct kc_vcpu *vcpu);
+/* Before a single step: have ready what the two below look at. Returns the program counter. */
+uint64_t kc_arch_begin_step(struct kc_vcpu *vcpu);
+/*
+ * Whether the single step that began at `from` was a halt, and the kernel has forgotten it: KVM's instruction
+ * emulator reports the step only, and would go on behind the halt.
+ */
+bool kc_arch_lost_halt(struct kc_vcpu *vcpu, uint64_t from);
 /* Whether the instruction at the program counter is one that repeats, as string instructions do. */
 bool kc_arch_at_repeat(struct kc_vcpu *vcpu);
 /* Where the upper halves of KC_FIELD_SPLIT begin in this file; 0: the processor has none. */

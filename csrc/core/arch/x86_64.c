@@ -324,22 +324,55 @@ bool kc_arch_is_single_step(struct kc_vcpu *vcpu)
 	return vcpu->run->debug.arch.exception == 1 && (dr6 & 1 << 14) && !(dr6 & 0xf);
 }
 
-bool kc_arch_at_repeat(struct kc_vcpu *vcpu)
+uint64_t kc_arch_begin_step(struct kc_vcpu *vcpu)
+{
+	/* Asking for them after each step would cost more than the step. */
+	kc_context_sync(vcpu, KC_X86_SREGS);
+	return kc_arch_pc(vcpu);
+}
+
+/* A byte of code, `at` being counted as the program counter is. */
+static bool read_code(struct kc_vcpu *vcpu, uint64_t at, uint8_t *byte)
 {
 	struct kc_error ignored;
 	const struct kvm_sregs *sregs = kc_context_read(vcpu, KC_X86_SREGS, &ignored);
-	uint64_t pc = kc_arch_pc(vcpu), physical;
+	uint64_t physical;
 
 	if (!sregs)
 		return false;
 	if (!sregs->cs.l)
-		pc = (uint32_t)(pc + sregs->cs.base);
+		at = (uint32_t)(at + sregs->cs.base);
+	physical = at;
+	if ((sregs->cr0 & 1u << 31) && kc_arch_translate(vcpu, at, &physical, &ignored))
+		return false;
+	return !kc_memory_read(vcpu->vm, physical, byte, 1, &ignored);
+}
+
+bool kc_arch_lost_halt(struct kc_vcpu *vcpu, uint64_t from)
+{
+	struct kc_error ignored;
+	const struct kvm_sregs *sregs;
+	uint8_t byte;
+
+	/* With the kernel's interrupt controller the halt is a state that the kernel keeps. */
+	if (kc_arch_pc(vcpu) != from + 1 || vcpu->vm->irqchip)
+		return false;
+	sregs = kc_context_read(vcpu, KC_X86_SREGS, &ignored);
+	/* Where the processor has privileges, a user may not halt. */
+	if (!sregs || ((sregs->cr0 & 1) && sregs->ss.dpl))
+		return false;
+	return read_code(vcpu, from, &byte) && byte == 0xf4;
+}
+
+bool kc_arch_at_repeat(struct kc_vcpu *vcpu)
+{
+	uint64_t pc = kc_arch_pc(vcpu);
+
 	/* Prefixes (Intel SDM vol. 2, 2.1.1): groups 2 to 4 may stand before the repeat. */
-	for (int i = 0; i < 4; i++) {
+	for (uint64_t i = 0; i < 4; i++) {
 		uint8_t byte;
 
-		if (kc_arch_translate(vcpu, pc + (uint64_t)i, &physical, &ignored) ||
-		    kc_memory_read(vcpu->vm, physical, &byte, 1, &ignored))
+		if (!read_code(vcpu, pc + i, &byte))
 			return false;
 		if (byte == 0xf2 || byte == 0xf3)
 			return true;
