@@ -10,6 +10,7 @@
 
 from importlib import metadata as _metadata
 
+from kvmcpu import trace
 from kvmcpu._kvm import (
     VM,
     BusRange,
@@ -150,4 +151,5 @@ __all__ = [
     "Cap",
     "ExitReason",
     "capabilities",
+    "trace",
 ]
