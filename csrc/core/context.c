@@ -192,14 +192,6 @@ void kc_context_invalidate(struct kc_vcpu *vcpu)
 	vcpu->context.stale |= vcpu->context.present & ~vcpu->context.dirty;
 }
 
-void kc_context_entered(struct kc_vcpu *vcpu)
-{
-	struct kc_context *context = &vcpu->context;
-
-	context->dirty = 0;
-	context->stale = context->present & ~context->synced;
-}
-
 int kc_context_refused(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	/* The kernel clears the bit of what it took, and stops at the first that it refuses. */

@@ -53,7 +53,11 @@ void kc_context_sync(struct kc_vcpu *vcpu, unsigned int file);
 /* KVM changed some state behind our copy: all that is clean is stale. */
 void kc_context_invalidate(struct kc_vcpu *vcpu);
 /* After an entry: KVM has everything newer, but what came back with the exit. */
-void kc_context_entered(struct kc_vcpu *vcpu);
+static inline void kc_context_entered(struct kc_context *context)
+{
+	context->dirty = 0;
+	context->stale = context->present & ~context->synced;
+}
 /* KVM_RUN failed with EINVAL: which file the kernel refuses. Returns -1. */
 int kc_context_refused(struct kc_vcpu *vcpu, struct kc_error *err);
 /* Bring all of our copy up to date (V19). */

@@ -164,7 +164,7 @@ static int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	/* It took what rode along, and may have run the guest before it failed. */
 	if (!vcpu->run->kvm_dirty_regs)
-		kc_context_entered(vcpu);
+		kc_context_entered(&vcpu->context);
 	switch (errno) {
 	case EINTR:
 	case EAGAIN: /* a vCPU that waits for its start-up interrupt woke up */
@@ -189,7 +189,7 @@ static int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 	uint64_t before, count = 0;
 	int result, failed;
 
-	if (kc_context_push(vcpu, err) || set_debug(vcpu, err))
+	if ((vcpu->context.dirty && kc_context_push(vcpu, err)) || set_debug(vcpu, err))
 		return -1;
 	run->immediate_exit = ticks == 0;
 	if (ticks && (ticks != KC_NEVER || vcpu->shut_at) && bound(vcpu, ticks, err))
@@ -205,7 +205,7 @@ static int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 	atomic_store_explicit(&vcpu->entry_start, 0, memory_order_relaxed);
 	if (__builtin_expect(result < 0, 0) && sort_error(vcpu, err))
 		return -1;
-	kc_context_entered(vcpu);
+	kc_context_entered(&vcpu->context);
 	vcpu->entered = true;
 	/* Also when the time is not known: the entry took place, and its exit is still to be serviced. */
 	failed = count_since(vcpu, before, &count, err);
@@ -262,7 +262,8 @@ int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_e
 			failed = failed || interrupted(vcpu, err);
 		}
 	}
-	if (vcpu->ring && kc_exit_drain_ring(vcpu, &latency, failed ? &(struct kc_error){ 0 } : err))
+	if (kc_exit_ring_filled(vcpu) &&
+	    kc_exit_drain_ring(vcpu, &latency, failed ? &(struct kc_error){ 0 } : err))
 		failed = -1;
 	*passed += latency;
 	return failed ? -1 : 0;

@@ -178,10 +178,6 @@ int kc_exit_drain_ring(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error 
 	struct kc_vm *vm = vcpu->vm;
 	int failed = 0;
 
-	if (__builtin_expect(__atomic_load_n(&ring->last, __ATOMIC_ACQUIRE) ==
-				     __atomic_load_n(&ring->first, __ATOMIC_RELAXED),
-			     1))
-		return 0;
 	/* The ring is the VM's: whoever comes first delivers, one at a time, so that the order stays (V15). */
 	kc_lock_take(&vm->device_lock);
 	while (!failed && ring->first != __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE)) {
@@ -287,7 +283,7 @@ int kc_exit_service(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *er
 
 	*latency = 0;
 	/* What came before the exit, where an error of a device kept it from being delivered (V15). */
-	if (vcpu->ring && kc_exit_drain_ring(vcpu, latency, err))
+	if (kc_exit_ring_filled(vcpu) && kc_exit_drain_ring(vcpu, latency, err))
 		return -1;
 	vcpu->status = KC_RUNNING;
 	count(vcpu, reason);

@@ -6,11 +6,17 @@
 #include <stdint.h>
 
 #include "errors.h"
-
-struct kc_vcpu;
+#include "vcpu.h"
 
 /* Service the last exit: sets the next state and the latency in ticks. */
 int kc_exit_service(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err);
+/* Whether there are coalesced writes to be delivered. */
+static inline bool kc_exit_ring_filled(const struct kc_vcpu *vcpu)
+{
+	return vcpu->ring && __atomic_load_n(&vcpu->ring->last, __ATOMIC_ACQUIRE) !=
+				     __atomic_load_n(&vcpu->ring->first, __ATOMIC_RELAXED);
+}
+
 /* Deliver what the coalesced ring holds (V15); adds to *latency. */
 int kc_exit_drain_ring(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err);
 /* Note the exit in the ring of last exits (V25). */

@@ -109,6 +109,8 @@ static int set_time(struct kc_vcpu *vcpu, const struct kc_vcpu_config *config, s
 		return kc_fail(err, KC_ERR_VALUE,
 			       "host_freq, host_factor, clock and the tick frequency lie too far apart");
 	vcpu->period = period < 1 ? 1 : (uint64_t)period;
+	vcpu->periods_per_tick =
+		vcpu->period == 1 ? (unsigned __int128)1 << 64 : UINT64_MAX / vcpu->period;
 	vcpu->ticks_per_count = fixed_point(ticks_per_count);
 	vcpu->cycles_per_count = fixed_point(cycles_per_count);
 	vcpu->ns_per_tick = (double)(1e9L / (ticks_per_count * rate));
@@ -433,11 +435,16 @@ uint64_t kc_vcpu_live_tick(struct kc_vcpu *vcpu)
 
 /* ---- steps (V7) ---- */
 
-static uint64_t align_up(uint64_t tick, uint64_t period)
+/* To the next edge of the clock, without a division: some processors take longer for one than for all the rest. */
+static uint64_t align_up(const struct kc_vcpu *vcpu, uint64_t tick)
 {
-	uint64_t rest = tick % period;
+	uint64_t last = tick + (vcpu->period - 1);
+	uint64_t rest = last - kc_scale(last, vcpu->periods_per_tick) * vcpu->period;
 
-	return rest ? tick + (period - rest) : tick;
+	/* The factor is rounded down: there may be a period or two left. */
+	while (rest >= vcpu->period)
+		rest -= vcpu->period;
+	return last - rest;
 }
 
 /* How long the next entry may be. */
@@ -505,7 +512,7 @@ static int step(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
 	else
 		failed = step_entry(vcpu, delay, err);
 	if (*delay)
-		vcpu->next_step = align_up(vcpu->next_step + *delay, vcpu->period);
+		vcpu->next_step = align_up(vcpu, vcpu->next_step + *delay);
 	if (failed)
 		return -1;
 	return __builtin_expect(vcpu->draining, 0) ? kc_drain_again(vcpu, err) : 0;
@@ -746,7 +753,7 @@ int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct
 	}
 	if (failed)
 		return -1;
-	vcpu->next_step = align_up(vcpu->next_step + *passed, vcpu->period);
+	vcpu->next_step = align_up(vcpu, vcpu->next_step + *passed);
 	if (kc_queue_next(vcpu->queue) > vcpu->next_step)
 		kc_queue_advance(vcpu->queue, vcpu->next_step);
 	return 0;

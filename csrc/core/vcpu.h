@@ -100,6 +100,7 @@ struct kc_vcpu {
 	uint64_t tick_frequency;
 	double host_freq, host_factor;
 	uint64_t period; /* ticks of a cycle */
+	unsigned __int128 periods_per_tick; /* 64.64, rounded down */
 	uint64_t next_step; /* the tick at which the next step is due */
 	uint64_t run_end; /* no entry goes beyond this tick; KC_NEVER */
 	unsigned __int128 ticks_per_count; /* 64.64: ticks for one count of the time source */
