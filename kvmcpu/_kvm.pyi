@@ -617,6 +617,7 @@ class Stats(Mapping[str, int | None]):
 # ---------------------------------------------------------------------------- exits
 
 @disjoint_base
+@disjoint_base
 class Exit:
     """A vCPU's last exit. Each reason has a class of its own with typed fields; others are plain Exit.
 
@@ -1049,6 +1050,7 @@ class Msrs:
     def as_dict(self) -> dict[str, int]:
         """All that can be read, by name, or by hex number where there is none."""
 
+@disjoint_base
 @disjoint_base
 class RegisterFile:
     """A structure of named registers: a live view of a vCPU, or a copy.

@@ -30,7 +30,7 @@ def test_examples_run(page: str) -> None:
 
 
 def tests_by_number() -> dict[str, set[str]]:
-    """V number -> the tests, as ``file::test``, whose docstring or module docstring cites it first."""
+    """V number -> the tests, as ``file::test``, whose docstring begins with it."""
     found: dict[str, set[str]] = {number: set() for number in NUMBERS}
     for path in sorted(TOP.glob("tests/test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
