@@ -967,7 +967,7 @@ class Vcpu:
         Raises StateError unless Idle (drained).
         """
     def unserialize(self, state: Mapping[str, Any], /) -> None:
-        """Restore what ``serialize()`` returned; our copy is then the newer one.
+        """Restore what ``serialize()`` returned, at once: what the kernel refuses is an error here.
 
         Raises StateError unless Idle, KeyError or ValueError for what is not such a state.
         """
