@@ -25,7 +25,7 @@ int kc_entry_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 		return -1;
 	}
 	kc_insts_begin(vcpu);
-	if (vcpu->attached_to == atomic_load(&vcpu->kick.thread))
+	if (vcpu->attached_to == vcpu->kick.serial)
 		return 0;
 	kc_timer_detach(&vcpu->timer);
 	kc_counters_detach(&vcpu->counters);
@@ -38,7 +38,7 @@ int kc_entry_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 		kc_kick_end(vcpu);
 		return -1;
 	}
-	vcpu->attached_to = atomic_load(&vcpu->kick.thread);
+	vcpu->attached_to = vcpu->kick.serial;
 	return 0;
 }
 

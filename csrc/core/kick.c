@@ -16,6 +16,8 @@ static _Thread_local struct kc_vcpu *innermost;
 static _Thread_local pid_t own_id;
 static _Thread_local bool own_is_first; /* thread of the process */
 static _Thread_local unsigned int own_id_generation;
+static _Thread_local uint64_t own_serial;
+static _Atomic uint64_t last_serial;
 
 static pid_t thread_id(void)
 {
@@ -24,6 +26,7 @@ static pid_t thread_id(void)
 		own_id = (pid_t)syscall(SYS_gettid);
 		own_is_first = own_id == getpid();
 		own_id_generation = kc_fork_generation();
+		own_serial = atomic_fetch_add(&last_serial, 1) + 1;
 	}
 	return own_id;
 }
@@ -114,6 +117,7 @@ int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 	atomic_fetch_and(&vcpu->requests, ~(unsigned int)(KC_REQUEST_STOP | KC_REQUEST_INSTS));
 	atomic_store(&kick->thread, thread_id());
 	pthread_mutex_unlock(&kick->lock);
+	kick->serial = own_serial;
 	ask_later(vcpu);
 	return 0;
 }

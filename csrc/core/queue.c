@@ -140,8 +140,11 @@ static void sift_down(struct kc_queue *queue, size_t i)
 /* What follows a change of the heap. */
 static void heap_changed(struct kc_queue *queue)
 {
-	atomic_store_explicit(&queue->next, queue->count ? queue->heap[0]->when : KC_NEVER,
-			      memory_order_release);
+	/*
+	 * In one order with who is inside a run (kick_others): either we see the vCPU there, or it sees this when
+	 * it looks how long it may stay in the guest.
+	 */
+	atomic_store(&queue->next, queue->count ? queue->heap[0]->when : KC_NEVER);
 }
 
 static void heap_remove(struct kc_queue *queue, struct kc_event *event)
@@ -182,7 +185,7 @@ static void kick_others(struct kc_queue *queue)
 
 	for (size_t i = 0; i < queue->vcpu_count; i++) {
 		struct kc_vcpu *vcpu = queue->vcpus[i];
-		pid_t thread = atomic_load_explicit(&vcpu->kick.thread, memory_order_acquire);
+		pid_t thread = atomic_load(&vcpu->kick.thread);
 
 		if (!thread)
 			continue;

@@ -71,7 +71,7 @@ static inline uint64_t kc_queue_now(struct kc_queue *queue)
 
 static inline uint64_t kc_queue_next(struct kc_queue *queue)
 {
-	return atomic_load_explicit(&queue->next, memory_order_acquire);
+	return atomic_load(&queue->next);
 }
 
 /* Move the time on to a tick before which nothing is due; never back. */

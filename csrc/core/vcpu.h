@@ -110,7 +110,7 @@ struct kc_vcpu {
 	_Atomic uint64_t entry_start; /* host clock at the start of the entry in progress; 0: none */
 	uint64_t idle_since; /* tick */
 
-	pid_t attached_to; /* the thread that timer and counters follow; 0: none */
+	uint64_t attached_to; /* the thread that timer and counters follow: kc_kick.serial; 0: none */
 	struct kc_timer timer;
 	uint64_t armed_until; /* host clock at which the armed timer fires; 0: not armed */
 	double hostclock_per_ns;
