@@ -552,6 +552,30 @@ static void count_running(struct kc_vm *vm, int change)
 	vm->running = (unsigned int)((int)vm->running + change);
 }
 
+/* Nobody else moves the time of a queue of its own: it passes as the host's does. */
+static void wait_idle(struct kc_vcpu *vcpu, uint64_t until, bool own_queue)
+{
+	uint64_t before = kc_hostclock();
+	double ns = 1e6, ticks;
+
+	if (until > vcpu->run_end)
+		until = vcpu->run_end;
+	/* Less, where something is due before that; an event may be due at once by now. */
+	ticks = until > vcpu->next_step ? (double)(until - vcpu->next_step) : 0;
+	if (own_queue && ticks * vcpu->ns_per_tick < ns)
+		ns = ticks * vcpu->ns_per_tick;
+	kc_kick_wait(vcpu, (uint64_t)ns + 1);
+	if (!own_queue)
+		return;
+	ticks = (double)(kc_hostclock() - before) / vcpu->hostclock_per_ns / vcpu->ns_per_tick;
+	if (until <= vcpu->next_step)
+		return;
+	if (until - vcpu->next_step > (uint64_t)ticks)
+		vcpu->next_step = align_up(vcpu->next_step + (uint64_t)ticks, vcpu->period);
+	else
+		vcpu->next_step = until;
+}
+
 /*
  * Idle inside a run. While other vCPUs of the VM run, they may wake this one: wait. Else time jumps to the next
  * event; without one nothing is left that can wake it. 1: the run is over, 0: look again, -1: an error.
@@ -560,13 +584,16 @@ static int idle(struct kc_vcpu *vcpu, unsigned int *polls, struct kc_error *err)
 {
 	struct kc_vm *vm = vcpu->vm;
 	uint64_t until = kc_queue_next(vcpu->queue);
-	bool alone;
+	bool alone, own_queue;
 
 	pthread_mutex_lock(&vm->lock);
 	alone = --vm->running == 0;
 	pthread_mutex_unlock(&vm->lock);
 	if (!alone) {
-		kc_kick_wait(vcpu, 1000000);
+		pthread_mutex_lock(&vcpu->queue->lock);
+		own_queue = vcpu->queue->vcpu_count == 1;
+		pthread_mutex_unlock(&vcpu->queue->lock);
+		wait_idle(vcpu, until, own_queue);
 		count_running(vm, 1);
 		/* The host's signals are shut out while it waits: let them in every 16 ms. */
 		return ++*polls % 16 ? 0 : kc_kick_host_signals(vcpu, err);
@@ -681,7 +708,9 @@ static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc
 	if (ticks != KC_NEVER)
 		vcpu->run_end = ticks < KC_NEVER - start ? start + ticks : KC_NEVER;
 	failed = run_loop(vcpu, err);
-	kc_queue_advance(vcpu->queue, vcpu->next_step);
+	/* After an error events may be due that the next run calls. */
+	if (kc_queue_next(vcpu->queue) > vcpu->next_step)
+		kc_queue_advance(vcpu->queue, vcpu->next_step);
 	if (failed)
 		vcpu->stop_reason = KC_STOP_ERROR;
 	vcpu->run_end = KC_NEVER;
@@ -701,12 +730,16 @@ int kc_vcpu_step(struct kc_vcpu *vcpu, uint64_t n, uint64_t *done, struct kc_err
 	uint64_t passed;
 	int failed;
 
+	uint64_t outer = vcpu->steps_left;
+
+	*done = 0;
 	if (!n)
-		return *done = 0, kc_vcpu_check(vcpu, err);
+		return kc_vcpu_check(vcpu, err);
 	vcpu->steps_left = n;
 	failed = run(vcpu, KC_NEVER, &passed, err);
 	*done = n - vcpu->steps_left;
-	vcpu->steps_left = KC_NEVER;
+	/* A handler that steps the vCPU that called it is refused, and the steps in progress go on. */
+	vcpu->steps_left = outer;
 	return failed;
 }
 
