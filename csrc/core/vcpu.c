@@ -571,7 +571,7 @@ static void wait_idle(struct kc_vcpu *vcpu, uint64_t until, bool own_queue)
 	if (until <= vcpu->next_step)
 		return;
 	if (until - vcpu->next_step > (uint64_t)ticks)
-		vcpu->next_step = align_up(vcpu->next_step + (uint64_t)ticks, vcpu->period);
+		vcpu->next_step = align_up(vcpu, vcpu->next_step + (uint64_t)ticks);
 	else
 		vcpu->next_step = until;
 }
