@@ -2,6 +2,7 @@
 #include "module.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 
 #ifdef __x86_64__
@@ -238,6 +239,7 @@ static PyObject *get_msr_feature(PyObject *self, PyObject *arg)
 		struct kvm_msr_entry entry;
 	} msrs = { .header.nmsrs = 1 };
 	struct kc_error err;
+	char what[64];
 	uint64_t index;
 	int fd, count;
 
@@ -252,7 +254,8 @@ static PyObject *get_msr_feature(PyObject *self, PyObject *arg)
 		return PyLong_FromUnsignedLongLong(msrs.entry.data);
 	if (count == 0) /* how the kernel says that it stopped at the first one */
 		errno = EINVAL;
-	kc_fail_os(&err, "KVM_GET_MSRS: no such feature MSR");
+	snprintf(what, sizeof(what), "KVM_GET_MSRS: no such feature MSR %#x", msrs.entry.index);
+	kc_fail_os(&err, what);
 	return fail_with(self, &err);
 }
 
