@@ -237,6 +237,26 @@ static uint64_t live_now(struct kc_queue *queue)
 	return now;
 }
 
+uint64_t kc_queue_live_now(struct kc_queue *queue)
+{
+	kc_hold(&queue->lock);
+
+	return live_now(queue);
+}
+
+bool kc_queue_moves(struct kc_queue *queue, const struct kc_vcpu *but)
+{
+	kc_hold(&queue->lock);
+
+	for (size_t i = 0; i < queue->vcpu_count; i++) {
+		struct kc_vcpu *vcpu = queue->vcpus[i];
+
+		if (vcpu != but && atomic_load(&vcpu->kick.thread) && !atomic_load(&vcpu->waiting))
+			return true;
+	}
+	return false;
+}
+
 static int schedule_at(struct kc_queue *queue, struct kc_event *event, uint64_t tick,
 		       bool is_delay, struct kc_error *err)
 {

@@ -58,6 +58,11 @@ bool kc_queue_cancel(struct kc_queue *queue, struct kc_event *event);
 /* Move the time on to `until` (never back), calling what is due on the way; *called counts. */
 int kc_queue_service(struct kc_queue *queue, uint64_t until, size_t *called, struct kc_error *err);
 
+/* The time, that of entries in progress included. */
+uint64_t kc_queue_live_now(struct kc_queue *queue);
+/* Whether another vCPU moves the time: one that is in a run and does not wait itself. */
+bool kc_queue_moves(struct kc_queue *queue, const struct kc_vcpu *but);
+
 /* Forget all events: their owners' references are given back. */
 void kc_queue_clear(struct kc_queue *queue);
 

@@ -552,9 +552,13 @@ static void count_running(struct kc_vm *vm, int change)
 	vm->running = (unsigned int)((int)vm->running + change);
 }
 
-/* Nobody else moves the time of a queue of its own: it passes as the host's does. */
-static void wait_idle(struct kc_vcpu *vcpu, uint64_t until, bool own_queue)
+/*
+ * Wait for others of the VM. Those that share the queue move its time, also in an entry that still lasts; where
+ * none does, it passes as the host's.
+ */
+static void wait_idle(struct kc_vcpu *vcpu, uint64_t until)
 {
+	bool own_time = !kc_queue_moves(vcpu->queue, vcpu);
 	uint64_t before = kc_hostclock();
 	double ns = 1e6, ticks;
 
@@ -562,11 +566,16 @@ static void wait_idle(struct kc_vcpu *vcpu, uint64_t until, bool own_queue)
 		until = vcpu->run_end;
 	/* Less, where something is due before that; an event may be due at once by now. */
 	ticks = until > vcpu->next_step ? (double)(until - vcpu->next_step) : 0;
-	if (own_queue && ticks * vcpu->ns_per_tick < ns)
+	if (own_time && ticks * vcpu->ns_per_tick < ns)
 		ns = ticks * vcpu->ns_per_tick;
+	atomic_store(&vcpu->waiting, true);
 	kc_kick_wait(vcpu, (uint64_t)ns + 1);
-	if (!own_queue)
+	atomic_store(&vcpu->waiting, false);
+	if (!own_time) {
+		if (vcpu->run_end != KC_NEVER && kc_queue_live_now(vcpu->queue) >= vcpu->run_end)
+			vcpu->next_step = vcpu->run_end;
 		return;
+	}
 	ticks = (double)(kc_hostclock() - before) / vcpu->hostclock_per_ns / vcpu->ns_per_tick;
 	if (until <= vcpu->next_step)
 		return;
@@ -584,25 +593,22 @@ static int idle(struct kc_vcpu *vcpu, unsigned int *polls, struct kc_error *err)
 {
 	struct kc_vm *vm = vcpu->vm;
 	uint64_t until = kc_queue_next(vcpu->queue);
-	bool alone, own_queue;
+	bool alone;
 
+	/* An event that was called just now, or another thread, woke it. */
+	if (atomic_load(&vcpu->requests))
+		return 0;
 	pthread_mutex_lock(&vm->lock);
 	alone = --vm->running == 0;
 	pthread_mutex_unlock(&vm->lock);
 	if (!alone) {
-		pthread_mutex_lock(&vcpu->queue->lock);
-		own_queue = vcpu->queue->vcpu_count == 1;
-		pthread_mutex_unlock(&vcpu->queue->lock);
-		wait_idle(vcpu, until, own_queue);
+		wait_idle(vcpu, until);
 		count_running(vm, 1);
 		/* The host's signals are shut out while it waits: let them in every 16 ms. */
 		return ++*polls % 16 ? 0 : kc_kick_host_signals(vcpu, err);
 	}
 	count_running(vm, 1);
 	if (until == KC_NEVER) {
-		/* Unless an event that was called just now woke it. */
-		if (atomic_load(&vcpu->requests))
-			return 0;
 		vcpu->stop_reason = KC_STOP_IDLE;
 		return 1;
 	}

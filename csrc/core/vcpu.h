@@ -92,6 +92,7 @@ struct kc_vcpu {
 	bool active; /* the context: not halted, not suspended */
 	bool draining, drained, switched_out, entered;
 	atomic_uint requests;
+	atomic_bool waiting; /* in a run, Idle, for others to wake it */
 	enum kc_stop stop_reason;
 	bool exit_unhandled; /* the last exit is the user's to handle: the run returns */
 	bool insts_reached; /* an instruction stop */
