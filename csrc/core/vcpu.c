@@ -127,10 +127,14 @@ static int join_vm(struct kc_vm *vm, struct kc_vcpu *vcpu, int id, struct kc_err
 	if (kc_vm_check(vm, err))
 		return -1;
 	vcpu->id = id < 0 ? vm->next_vcpu_id : (unsigned int)id;
-	for (at = 0; at < vm->vcpu_count && vm->vcpus[at]->id < vcpu->id; at++)
-		;
-	if (at < vm->vcpu_count && vm->vcpus[at]->id == vcpu->id)
-		return kc_fail(err, KC_ERR_VALUE, "the VM has a vCPU with the id %u already", vcpu->id);
+	for (at = 0; at < vm->vcpu_count && vm->vcpus[at]->id <= vcpu->id; at++) {
+		if (vm->vcpus[at]->id != vcpu->id)
+			continue;
+		if (id >= 0)
+			return kc_fail(err, KC_ERR_VALUE, "the VM has a vCPU with the id %u already",
+				       vcpu->id);
+		vcpu->id++; /* that one is constructed, and the kernel has not seen it yet */
+	}
 	grown = reallocarray(vm->vcpus, vm->vcpu_count + 1, sizeof(*grown));
 	if (!grown)
 		return kc_fail(err, KC_ERR_MEMORY, "out of memory");
@@ -138,9 +142,15 @@ static int join_vm(struct kc_vm *vm, struct kc_vcpu *vcpu, int id, struct kc_err
 	memmove(&grown[at + 1], &grown[at], (vm->vcpu_count - at) * sizeof(*grown));
 	grown[at] = vcpu;
 	vm->vcpu_count++;
-	if (vm->next_vcpu_id <= vcpu->id)
-		vm->next_vcpu_id = vcpu->id + 1;
 	return 0;
+}
+
+/* An id is used up for the VM's life when the kernel has made the vCPU, and only then. */
+static void use_up_id(struct kc_vm *vm, unsigned int id)
+{
+	kc_hold(&vm->lock);
+	if (vm->next_vcpu_id <= id)
+		vm->next_vcpu_id = id + 1;
 }
 
 struct kc_vcpu *kc_vcpu_create(struct kc_vm *vm, int id, const struct kc_vcpu_config *config,
@@ -251,6 +261,15 @@ static int map_run(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
+/* The kernel has it now, for the rest of the VM's life; one that it refused stays free. */
+static void use_up_id(struct kc_vcpu *vcpu)
+{
+	kc_hold(&vcpu->vm->lock);
+
+	if (vcpu->vm->next_vcpu_id <= vcpu->id)
+		vcpu->vm->next_vcpu_id = vcpu->id + 1;
+}
+
 int kc_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kc_vm *vm = vcpu->vm;
@@ -262,11 +281,13 @@ int kc_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err)
 	vcpu->fd = kc_vm_ioctl(vm, KVM_CREATE_VCPU, "KVM_CREATE_VCPU", (void *)(uintptr_t)vcpu->id, err);
 	if (vcpu->fd < 0)
 		return -1;
+	use_up_id(vcpu);
 	if (map_run(vcpu, err) || kc_arch_vcpu_start(vcpu, err) || kc_context_start(vcpu, err)) {
 		kc_vcpu_close(vcpu);
 		vcpu->closed = false;
 		return -1;
 	}
+	use_up_id(vm, vcpu->id);
 	vcpu->started = true;
 	vcpu->next_step = vcpu->idle_since = kc_queue_now(vcpu->queue);
 	kc_vcpu_activate(vcpu);
@@ -585,6 +606,15 @@ static void wait_idle(struct kc_vcpu *vcpu, uint64_t until)
 		vcpu->next_step = until;
 }
 
+/* Whether somebody asked for something that ends a halt. */
+static bool woken(struct kc_vcpu *vcpu)
+{
+	unsigned int requests = atomic_load(&vcpu->requests);
+
+	return requests & (KC_REQUEST_WAKEUP | KC_REQUEST_NMI) ||
+	       ((requests & KC_REQUEST_INTERRUPT) && kc_arch_takes_interrupts(vcpu));
+}
+
 /*
  * Idle inside a run. While other vCPUs of the VM run, they may wake this one: wait. Else time jumps to the next
  * event; without one nothing is left that can wake it. 1: the run is over, 0: look again, -1: an error.
@@ -596,7 +626,7 @@ static int idle(struct kc_vcpu *vcpu, unsigned int *polls, struct kc_error *err)
 	bool alone;
 
 	/* An event that was called just now, or another thread, woke it. */
-	if (atomic_load(&vcpu->requests))
+	if (atomic_load(&vcpu->requests) & ~KC_REQUEST_INTERRUPT || woken(vcpu))
 		return 0;
 	pthread_mutex_lock(&vm->lock);
 	alone = --vm->running == 0;
@@ -634,10 +664,9 @@ static int look_at_requests(struct kc_vcpu *vcpu, struct kc_error *err)
 		vcpu->stop_reason = KC_STOP_INSTS;
 		return 0;
 	}
-	if (requests & (KC_REQUEST_WAKEUP | KC_REQUEST_INTERRUPT | KC_REQUEST_NMI)) {
-		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_WAKEUP);
+	if (!vcpu->active && woken(vcpu))
 		kc_vcpu_activate(vcpu);
-	}
+	atomic_fetch_and(&vcpu->requests, ~(requests & KC_REQUEST_WAKEUP));
 	if (requests & KC_REQUEST_DRAIN) {
 		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_DRAIN);
 		vcpu->draining = true;
