@@ -261,15 +261,6 @@ static int map_run(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
-/* The kernel has it now, for the rest of the VM's life; one that it refused stays free. */
-static void use_up_id(struct kc_vcpu *vcpu)
-{
-	kc_hold(&vcpu->vm->lock);
-
-	if (vcpu->vm->next_vcpu_id <= vcpu->id)
-		vcpu->vm->next_vcpu_id = vcpu->id + 1;
-}
-
 int kc_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kc_vm *vm = vcpu->vm;
@@ -281,13 +272,12 @@ int kc_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err)
 	vcpu->fd = kc_vm_ioctl(vm, KVM_CREATE_VCPU, "KVM_CREATE_VCPU", (void *)(uintptr_t)vcpu->id, err);
 	if (vcpu->fd < 0)
 		return -1;
-	use_up_id(vcpu);
+	use_up_id(vm, vcpu->id);
 	if (map_run(vcpu, err) || kc_arch_vcpu_start(vcpu, err) || kc_context_start(vcpu, err)) {
 		kc_vcpu_close(vcpu);
 		vcpu->closed = false;
 		return -1;
 	}
-	use_up_id(vm, vcpu->id);
 	vcpu->started = true;
 	vcpu->next_step = vcpu->idle_since = kc_queue_now(vcpu->queue);
 	kc_vcpu_activate(vcpu);
