@@ -43,6 +43,8 @@ int kc_arch_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err);
 uint64_t kc_arch_pc(struct kc_vcpu *vcpu);
 /* Before an entry: deliver queued interrupts (V17) as far as the guest can take them. */
 int kc_arch_deliver_interrupts(struct kc_vcpu *vcpu, struct kc_error *err);
+/* Whether a maskable interrupt would end a halt of the guest. */
+bool kc_arch_takes_interrupts(struct kc_vcpu *vcpu);
 /* V19: an event that is in flight and that the context does not show; 1 yes, 0 no, -1 error. */
 int kc_arch_has_pending_event(struct kc_vcpu *vcpu, struct kc_error *err);
 /* Whether the last exit, a DebugExit, is a single step's. */

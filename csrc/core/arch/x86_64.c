@@ -306,6 +306,14 @@ int kc_arch_deliver_interrupts(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
+bool kc_arch_takes_interrupts(struct kc_vcpu *vcpu)
+{
+	struct kc_error ignored;
+	const struct kvm_regs *regs = kc_context_read(vcpu, KC_X86_REGS, &ignored);
+
+	return regs && regs->rflags & 1 << 9; /* IF; HLT with it clear waits for an NMI (SDM vol. 2) */
+}
+
 int kc_arch_has_pending_event(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	const struct kvm_vcpu_events *events = kc_context_read(vcpu, KC_X86_EVENTS, err);
