@@ -591,8 +591,7 @@ def test_unassigned_ones(guest) -> None:
 
 def test_sink(guest) -> None:
     """V16: what a guest prints is collected in C."""
-    g = guest(
-        g=guest("""
+    g = guest("""
         mov si, offset text
         mov cx, 5
         mov dx, 0x3f8
@@ -603,7 +602,6 @@ def test_sink(guest) -> None:
     text:
         .ascii "hello"
     """)
-    )
     sink = kvmcpu.ByteSink()
     g.vm.map_io(0x3F8, 1, write=sink)
     g.run()

@@ -16,7 +16,7 @@ EFER = 0xC0000080
 STAR = 0xC0000081
 X86_REG_MSR = 0x2030_0002_0000_0000  # Linux, asm/kvm.h: KVM_X86_REG_MSR()
 
-GENERAL = tuple(f"r{name}" for name in ("ax bx cx dx si di sp bp".split() + list(range(8, 16))))
+GENERAL = kvmcpu.Regs.fields[:16]
 
 
 @pytest.fixture
