@@ -223,7 +223,7 @@ void kc_access_set_value(struct kc_access *access, uint64_t value)
 	memcpy(access->data, &value, access->size < 8 ? access->size : 8);
 }
 
-static int call_each(struct kc_range *range, struct kc_access *access, struct kc_error *err)
+static __attribute__((noinline)) int call_each(struct kc_range *range, struct kc_access *access, struct kc_error *err)
 {
 	struct kc_access item = *access;
 	int failed = 0;

@@ -31,6 +31,10 @@ static inline void kc_cleanup_unlock(pthread_mutex_t **mutex)
 	pthread_mutex_t *kc_held_ __attribute__((cleanup(kc_cleanup_unlock), unused)) =           \
 		(pthread_mutex_lock(m), (m))
 
+/* For what every exit passes through: without a call of its own, and what is rare out of its way. */
+#define kc_hot static inline __attribute__((always_inline))
+#define kc_cold __attribute__((noinline))
+
 /* Hand a pointer on: the value, and the variable no longer owns it. */
 #define kc_move(p)                                                                                \
 	__extension__({                                                                           \

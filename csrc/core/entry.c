@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "arch/arch.h"
+#include "cleanup.h"
 #include "exits.h"
 #include "hostclock.h"
 #include "instructions.h"
@@ -58,7 +59,7 @@ void kc_entry_end(struct kc_vcpu *vcpu)
  * The timer stays armed over several entries while it fires soon enough: an exit then costs no system call for
  * it. It may then fire early, by what was spent outside the guest; the run goes on and arms it anew.
  */
-static int bound(struct kc_vcpu *vcpu, uint64_t ticks, struct kc_error *err)
+static kc_cold int bound(struct kc_vcpu *vcpu, uint64_t ticks, struct kc_error *err)
 {
 	uint64_t now = kc_hostclock(), until = vcpu->shut_at ? vcpu->shut_at : KC_NEVER;
 
@@ -82,7 +83,7 @@ static int bound(struct kc_vcpu *vcpu, uint64_t ticks, struct kc_error *err)
 
 /* ---- single steps and breakpoints ---- */
 
-static int set_debug(struct kc_vcpu *vcpu, struct kc_error *err)
+kc_hot int set_debug(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kvm_guest_debug debug;
 
@@ -160,7 +161,7 @@ static int count_since(struct kc_vcpu *vcpu, uint64_t before, uint64_t *count, s
 /* ---- the entry ---- */
 
 /* KVM_RUN's errors that are exits in truth. 0: go on, -1: an error. */
-static int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
+static kc_cold int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	/* It took what rode along, and may have run the guest before it failed. */
 	if (!vcpu->run->kvm_dirty_regs)
@@ -183,7 +184,7 @@ static int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
 	return kc_fail_os(err, "KVM_RUN");
 }
 
-static int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
 {
 	struct kvm_run *run = vcpu->run;
 	uint64_t before, count = 0;
@@ -229,7 +230,7 @@ static int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 }
 
 /* An entry that a signal ended: whose signal was it? */
-static int interrupted(struct kc_vcpu *vcpu, struct kc_error *err)
+static kc_cold int interrupted(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	bool ours = kc_kick_consume(vcpu);
 	uint64_t now = kc_hostclock();

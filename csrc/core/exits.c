@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "arch/arch.h"
+#include "cleanup.h"
 #include "vcpu.h"
 #include "vm.h"
 
@@ -84,7 +85,7 @@ void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
 }
 
 /* Nobody is at the address (V16). 0: the access is over, -1: an error, the exit stays to be serviced. */
-static int unassigned(struct kc_vcpu *vcpu, enum kc_space space, uint64_t address,
+static kc_cold int unassigned(struct kc_vcpu *vcpu, enum kc_space space, uint64_t address,
 		      struct kc_access *access, struct kc_error *err)
 {
 	kc_stat_add(&vcpu->stats, KC_STAT_unassigned, 1);
@@ -111,7 +112,7 @@ static int unassigned(struct kc_vcpu *vcpu, enum kc_space space, uint64_t addres
  * One access by the bus. What a device reports as an error comes out of the run, but the access is over: going
  * on goes on behind it. An unassigned one is tried again.
  */
-static int access_bus(struct kc_vcpu *vcpu, enum kc_space space, uint64_t address,
+kc_hot int access_bus(struct kc_vcpu *vcpu, enum kc_space space, uint64_t address,
 		      struct kc_access *access, uint64_t *latency, struct kc_error *err)
 {
 	int result;
@@ -134,7 +135,7 @@ static int access_bus(struct kc_vcpu *vcpu, enum kc_space space, uint64_t addres
 	return result;
 }
 
-static int service_io(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
+kc_hot int service_io(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kc_access access = {
@@ -151,7 +152,7 @@ static int service_io(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *
 	return access_bus(vcpu, KC_IO, run->io.port, &access, latency, err);
 }
 
-static int service_mmio(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
+static __attribute__((noinline)) int service_mmio(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kc_vm_hooks *hooks = &vcpu->vm->hooks;
@@ -206,7 +207,7 @@ int kc_exit_drain_ring(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error 
 	return failed;
 }
 
-static int guest_error(struct kc_vcpu *vcpu, struct kc_error *err)
+static kc_cold int guest_error(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kvm_run *run = vcpu->run;
 	uint64_t pc = kc_arch_pc(vcpu);

@@ -198,7 +198,7 @@ int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 	bool steps = vcpu->steps_left != KC_NEVER;
 	int result;
 
-	if (__builtin_expect(rest == KC_NEVER && !steps, 1)) {
+	if (rest == KC_NEVER && !steps) {
 		result = run_freely(vcpu, err);
 	} else if (steps && !vcpu->steps_left) {
 		vcpu->insts_reached = true;
@@ -236,7 +236,7 @@ static void step_done(struct kc_vcpu *vcpu)
 		step_not_done(vcpu);
 }
 
-void kc_insts_after_entry(struct kc_vcpu *vcpu, uint64_t ticks)
+void kc_insts_after_step(struct kc_vcpu *vcpu, uint64_t ticks)
 {
 	struct kvm_run *run = vcpu->run;
 	bool moved, halted;
@@ -245,7 +245,7 @@ void kc_insts_after_entry(struct kc_vcpu *vcpu, uint64_t ticks)
 		 kc_arch_lost_halt(vcpu, vcpu->entry_pc);
 	if (__builtin_expect(halted, 0))
 		vcpu->record->reason = run->exit_reason = KVM_EXIT_HLT;
-	if (__builtin_expect(!vcpu->stepping, 1)) {
+	if (!vcpu->stepping) {
 		if (ticks && !counter_counts(vcpu))
 			vcpu->insts_known = false;
 		return;

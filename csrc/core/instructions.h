@@ -9,18 +9,27 @@
 #include <stdint.h>
 
 #include "errors.h"
-
-struct kc_vcpu;
+#include "vcpu.h"
+#include "vm.h"
 
 /* Bracket a run. */
 void kc_insts_begin(struct kc_vcpu *vcpu);
 void kc_insts_end(struct kc_vcpu *vcpu);
+/* Whether anything is to be set up before an entry, or to be taken back. */
+static inline bool kc_insts_are_watched(const struct kc_vcpu *vcpu)
+{
+	return vcpu->inst_stop != KC_NEVER || vcpu->steps_left != KC_NEVER || vcpu->stepping ||
+	       vcpu->step_open || vcpu->has_ticket || vcpu->counters.period ||
+	       (vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP) ||
+	       atomic_load_explicit(&vcpu->vm->inst_budget, memory_order_relaxed) != KC_NEVER;
+}
+
 /*
  * Sets up the next entry: a single step, a sampling period, or nothing; insts_reached if the stop is here. 1: not
  * now, come again.
  */
 int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err);
-/* Counts what the entry was, if it was a step. ticks: its limit. */
-void kc_insts_after_entry(struct kc_vcpu *vcpu, uint64_t ticks);
+/* Counts what the entry was, after a step or another debug exit. ticks: its limit. */
+void kc_insts_after_step(struct kc_vcpu *vcpu, uint64_t ticks);
 
 #endif

@@ -127,7 +127,7 @@ static size_t write_all(int fd, const uint8_t *data, size_t size)
 	return size;
 }
 
-void kc_sink_append(struct kc_sink *sink, const uint8_t *data, size_t size)
+static __attribute__((noinline)) void append(struct kc_sink *sink, const uint8_t *data, size_t size)
 {
 	size_t lost = 0;
 
@@ -138,13 +138,27 @@ void kc_sink_append(struct kc_sink *sink, const uint8_t *data, size_t size)
 	kc_hold_mutex(&sink->lock);
 	sink->total += size;
 	sink->dropped += lost;
-	if (size == 1 && sink->length < sink->capacity) {
-		size_t end = sink->start + sink->length++;
-
-		sink->ring[end < sink->capacity ? end : end - sink->capacity] = *data;
-		return;
-	}
 	keep(sink, data, size);
+}
+
+/* One byte, where there is room for it and no file: what a console writes. */
+static bool append_byte(struct kc_sink *sink, uint8_t byte)
+{
+	size_t end;
+
+	kc_hold_mutex(&sink->lock);
+	if (sink->length == sink->capacity)
+		return false;
+	sink->total++;
+	end = sink->start + sink->length++;
+	sink->ring[end < sink->capacity ? end : end - sink->capacity] = byte;
+	return true;
+}
+
+void kc_sink_append(struct kc_sink *sink, const uint8_t *data, size_t size)
+{
+	if (size != 1 || sink->fd >= 0 || !append_byte(sink, *data))
+		append(sink, data, size);
 }
 
 size_t kc_sink_length(struct kc_sink *sink)

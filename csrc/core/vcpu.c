@@ -470,7 +470,7 @@ static uint64_t entry_limit(struct kc_vcpu *vcpu)
 	return end > vcpu->next_step ? end - vcpu->next_step : 1;
 }
 
-static int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct kc_error *err)
+kc_hot int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct kc_error *err)
 {
 	uint64_t number = vcpu->exit_number;
 	int failed = kc_entry(vcpu, ticks, delay, err);
@@ -478,11 +478,14 @@ static int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct k
 	if (__builtin_expect(vcpu->exit_number == number, 0))
 		return -1;
 	vcpu->status = vcpu->run->exit_reason == KVM_EXIT_INTR ? KC_RUNNING : KC_SERVICE;
-	kc_insts_after_entry(vcpu, ticks);
+	if (__builtin_expect(vcpu->stepping || vcpu->run->exit_reason == KVM_EXIT_DEBUG, 0))
+		kc_insts_after_step(vcpu, ticks);
+	else if (ticks && vcpu->time_source != KC_TIME_PERF)
+		vcpu->insts_known = false;
 	return failed;
 }
 
-static int step_entry(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
+kc_hot int step_entry(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
 {
 	uint64_t limit;
 	int later;
@@ -492,10 +495,10 @@ static int step_entry(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *er
 			     0) &&
 	    !vcpu->draining && kc_arch_deliver_interrupts(vcpu, err))
 		return -1;
-	later = kc_insts_before_entry(vcpu, err);
-	if (later || vcpu->insts_reached) {
-		*delay = 0;
-		return later < 0 ? -1 : 0;
+	if (__builtin_expect(kc_insts_are_watched(vcpu), 0)) {
+		later = kc_insts_before_entry(vcpu, err);
+		if (later || vcpu->insts_reached)
+			return later < 0 ? -1 : 0;
 	}
 	if (vcpu->draining) {
 		if (kc_drain_limit(vcpu, &limit, err))
@@ -513,7 +516,7 @@ static int step_entry(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *er
 }
 
 /* One step; moves next_step on, and lets a drain try again. */
-static int step(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
+kc_hot int step(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
 {
 	int failed;
 
@@ -529,7 +532,7 @@ static int step(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
 	return __builtin_expect(vcpu->draining, 0) ? kc_drain_again(vcpu, err) : 0;
 }
 
-static __attribute__((noinline)) int call_events(struct kc_vcpu *vcpu, struct kc_error *err)
+static kc_cold int call_events(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kc_vm *vm = vcpu->vm;
 	size_t called;
@@ -542,7 +545,7 @@ static __attribute__((noinline)) int call_events(struct kc_vcpu *vcpu, struct kc
 }
 
 /* Events that are due before the next step, and the time with them. */
-static inline int serve_queue(struct kc_vcpu *vcpu, struct kc_error *err)
+kc_hot int serve_queue(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kc_queue *queue = vcpu->queue;
 	uint64_t now = kc_queue_now(queue);
