@@ -109,18 +109,32 @@ int kc_context_start(struct kc_vcpu *vcpu, struct kc_error *err)
 	}
 	context->stale = context->present;
 	context->dirty = 0;
-	/* The general registers come with every exit: they are read most, and cost least. */
-	kc_context_sync(vcpu, kc_arch_regs);
+	context->exits_left = KC_CONTEXT_EXITS;
 	return 0;
 }
 
-void kc_context_sync(struct kc_vcpu *vcpu, unsigned int i)
+static void sync_more(struct kc_vcpu *vcpu, unsigned int i)
 {
 	uint32_t sync = vcpu->context.sync_supported & kc_arch_files[i].sync;
 
+	vcpu->context.looked_at |= BIT(i);
 	vcpu->run->kvm_valid_regs |= sync;
 	if (sync)
 		vcpu->context.synced |= BIT(i);
+}
+
+void kc_context_sync_less(struct kc_vcpu *vcpu)
+{
+	struct kc_context *context = &vcpu->context;
+	uint32_t looked_at = context->looked_at;
+
+	vcpu->run->kvm_valid_regs = 0;
+	context->synced = context->looked_at = 0;
+	for (unsigned int i = 0; looked_at >> i; i++)
+		if (looked_at & BIT(i))
+			sync_more(vcpu, i);
+	context->looked_at = 0;
+	context->exits_left = KC_CONTEXT_EXITS;
 }
 
 void kc_context_destroy(struct kc_vcpu *vcpu)
@@ -147,6 +161,8 @@ void *kc_context_read(struct kc_vcpu *vcpu, unsigned int i, struct kc_error *err
 		return NULL;
 	if ((context->stale & BIT(i)) && get(vcpu, i, err))
 		return NULL;
+	if (!(context->looked_at & BIT(i)))
+		sync_more(vcpu, i);
 	return context->data[i];
 }
 
@@ -182,6 +198,12 @@ int kc_context_push(struct kc_vcpu *vcpu, struct kc_error *err)
 			continue;
 		}
 		vcpu->run->kvm_dirty_regs |= kc_arch_files[i].sync;
+		/* Should the kernel refuse it, what comes back must not take the place of what was written. */
+		if (i != kc_arch_regs) {
+			vcpu->run->kvm_valid_regs &= ~kc_arch_files[i].sync;
+			context->synced &= ~BIT(i);
+			context->looked_at &= ~BIT(i);
+		}
 		forget_debug(vcpu);
 	}
 	return 0;

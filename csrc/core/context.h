@@ -33,6 +33,8 @@ struct kc_context {
 	uint32_t stale, dirty; /* bits by file; never both */
 	uint32_t present; /* the kernel has the file */
 	uint32_t synced; /* it comes with every exit */
+	uint32_t looked_at; /* read since the exits below began to count */
+	int exits_left; /* until what was not looked at stops coming */
 	uint32_t sync_supported; /* KVM_CAP_SYNC_REGS */
 	void *data[KC_FILES_MAX]; /* NULL until it is used; in the run structure for synchronised files */
 	size_t size[KC_FILES_MAX];
@@ -48,16 +50,21 @@ void *kc_context_write(struct kc_vcpu *vcpu, unsigned int file, struct kc_error 
 int kc_context_flush(struct kc_vcpu *vcpu, struct kc_error *err);
 /* Push what is dirty on the way into the guest: synchronised files ride along. */
 int kc_context_push(struct kc_vcpu *vcpu, struct kc_error *err);
-/* From the next exit on, have a synchronised file come with it, where the kernel has that. */
-void kc_context_sync(struct kc_vcpu *vcpu, unsigned int file);
 /* KVM changed some state behind our copy: all that is clean is stale. */
 void kc_context_invalidate(struct kc_vcpu *vcpu);
-/* After an entry: KVM has everything newer, but what came back with the exit. */
-static inline void kc_context_entered(struct kc_context *context)
+/* After an entry: KVM has everything newer, but what came back with the exit. True: it is time to sync less. */
+static inline bool kc_context_entered(struct kc_context *context)
 {
 	context->dirty = 0;
 	context->stale = context->present & ~context->synced;
+	return --context->exits_left <= 0;
 }
+/*
+ * Files that come with an exit cost it some time: only those do that were read during the last
+ * KC_CONTEXT_EXITS exits.
+ */
+#define KC_CONTEXT_EXITS 64
+void kc_context_sync_less(struct kc_vcpu *vcpu);
 /* KVM_RUN failed with EINVAL: which file the kernel refuses. Returns -1. */
 int kc_context_refused(struct kc_vcpu *vcpu, struct kc_error *err);
 /* Bring all of our copy up to date (V19). */

@@ -206,7 +206,8 @@ kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 	atomic_store_explicit(&vcpu->entry_start, 0, memory_order_relaxed);
 	if (__builtin_expect(result < 0, 0) && sort_error(vcpu, err))
 		return -1;
-	kc_context_entered(&vcpu->context);
+	if (__builtin_expect(kc_context_entered(&vcpu->context), 0))
+		kc_context_sync_less(vcpu);
 	vcpu->entered = true;
 	/* Also when the time is not known: the entry took place, and its exit is still to be serviced. */
 	failed = count_since(vcpu, before, &count, err);

@@ -211,7 +211,7 @@ int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 		result = vcpu->stepping ? begin_step(vcpu, err) : run_until_overflow(vcpu, rest, err);
 	}
 	if (__builtin_expect(vcpu->stepping || (vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP), 0))
-		vcpu->entry_pc = kc_arch_begin_step(vcpu);
+		vcpu->entry_pc = kc_arch_pc(vcpu);
 	return result;
 }
 

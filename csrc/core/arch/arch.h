@@ -49,8 +49,6 @@ bool kc_arch_takes_interrupts(struct kc_vcpu *vcpu);
 int kc_arch_has_pending_event(struct kc_vcpu *vcpu, struct kc_error *err);
 /* Whether the last exit, a DebugExit, is a single step's. */
 bool kc_arch_is_single_step(struct kc_vcpu *vcpu);
-/* Before a single step: have ready what the two below look at. Returns the program counter. */
-uint64_t kc_arch_begin_step(struct kc_vcpu *vcpu);
 /*
  * Whether the single step that began at `from` was a halt, and the kernel has forgotten it: KVM's instruction
  * emulator reports the step only, and would go on behind the halt.

@@ -332,13 +332,6 @@ bool kc_arch_is_single_step(struct kc_vcpu *vcpu)
 	return vcpu->run->debug.arch.exception == 1 && (dr6 & 1 << 14) && !(dr6 & 0xf);
 }
 
-uint64_t kc_arch_begin_step(struct kc_vcpu *vcpu)
-{
-	/* Asking for them after each step would cost more than the step. */
-	kc_context_sync(vcpu, KC_X86_SREGS);
-	return kc_arch_pc(vcpu);
-}
-
 /* A byte of code, `at` being counted as the program counter is. */
 static bool read_code(struct kc_vcpu *vcpu, uint64_t at, uint8_t *byte)
 {
