@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cleanup.h"
 #include "vm.h"
 
 static uint64_t last_address(const struct kc_range *range)
@@ -223,7 +224,8 @@ void kc_access_set_value(struct kc_access *access, uint64_t value)
 	memcpy(access->data, &value, access->size < 8 ? access->size : 8);
 }
 
-static __attribute__((noinline)) int call_each(struct kc_range *range, struct kc_access *access, struct kc_error *err)
+static kc_cold int call_each(struct kc_range *range, struct kc_access *access,
+			     struct kc_error *err)
 {
 	struct kc_access item = *access;
 	int failed = 0;

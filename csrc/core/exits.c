@@ -152,7 +152,7 @@ kc_hot int service_io(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *
 	return access_bus(vcpu, KC_IO, run->io.port, &access, latency, err);
 }
 
-static __attribute__((noinline)) int service_mmio(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
+static kc_cold int service_mmio(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kc_vm_hooks *hooks = &vcpu->vm->hooks;

@@ -269,6 +269,19 @@ static int device_access(void *opaque, struct kc_access *access, struct kc_error
 	return failed;
 }
 
+/* Only a sink: nothing of Python's is ever needed. */
+static int sink_access(void *opaque, struct kc_access *access, struct kc_error *err)
+{
+	struct pc_device *self = opaque;
+	size_t size = (size_t)access->size * access->count;
+
+	if (access->is_write)
+		kc_sink_append(self->sink, access->data, size);
+	else
+		memset(access->data, 0xff, size);
+	return 0;
+}
+
 static int capsule_access(void *opaque, struct kc_access *access, struct kc_error *err)
 {
 	struct pc_device *self = opaque;
@@ -409,7 +422,9 @@ static PyObject *map(struct pc_vm *vm, const struct request *request)
 	}
 	/* Before the core has it: its release may come at once, from another thread. */
 	join(vm, self);
-	device.access = self->capsule ? capsule_access : device_access;
+	device.access = self->capsule		     ? capsule_access :
+			self->sink && !self->read ? sink_access :
+						    device_access;
 	device.opaque = self;
 	/* A sink takes whole strings whatever else is there; a handler for reads need not. */
 	device.string = self->string || (self->sink && !self->read);
