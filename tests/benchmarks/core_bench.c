@@ -91,12 +91,13 @@ int main(int argc, char **argv)
 		kc_sink_read(sink, text, sizeof(text), true);
 		ours[i] = run_ns(vcpu, exits);
 		stubs[i] = stub_cost(exits);
-		ours[i] -= stubs[i];
 	}
 	qsort(ours, rounds, sizeof(*ours), compare);
 	qsort(stubs, rounds, sizeof(*stubs), compare);
-	printf("own time of an exit to the byte sink: median %.1f ns, least %.1f ns; the stub's %.1f ns\n",
-	       ours[rounds / 2], ours[0], stubs[rounds / 2]);
+	/* What disturbs a round can only lengthen it. */
+	printf("own time of an exit to the byte sink: lower decile %.1f ns, median %.1f ns; the stub's %.1f ns\n",
+	       ours[rounds / 10] - stubs[rounds / 10], ours[rounds / 2] - stubs[rounds / 2],
+	       stubs[rounds / 10]);
 	kc_range_put(range, vm);
 	kc_sink_put(sink);
 	kc_vcpu_release(vcpu);
