@@ -210,7 +210,9 @@ int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 		vcpu->stepping = steps || !counter_counts(vcpu) || rest <= SKID;
 		result = vcpu->stepping ? begin_step(vcpu, err) : run_until_overflow(vcpu, rest, err);
 	}
-	if (__builtin_expect(vcpu->stepping || (vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP), 0))
+	if (__builtin_expect(vcpu->stepping || (vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP) ||
+				     vcpu->stale_halt,
+			     0))
 		vcpu->entry_pc = kc_arch_pc(vcpu);
 	return result;
 }
@@ -236,15 +238,33 @@ static void step_done(struct kc_vcpu *vcpu)
 		step_not_done(vcpu);
 }
 
+/*
+ * KVM's instruction emulator reports a halt that is stepped as a step, and the halt when it next executes an
+ * instruction that is not stepped, behind that one. The step is the halt; what comes later is none.
+ */
+static void sort_halts(struct kc_vcpu *vcpu, uint64_t ticks)
+{
+	struct kvm_run *run = vcpu->run;
+
+	if (run->exit_reason == KVM_EXIT_DEBUG && ticks && kc_arch_is_single_step(vcpu) &&
+	    kc_arch_lost_halt(vcpu, vcpu->entry_pc)) {
+		vcpu->record->reason = run->exit_reason = KVM_EXIT_HLT;
+		vcpu->stale_halt = true;
+	} else if (run->exit_reason == KVM_EXIT_HLT && vcpu->stale_halt) {
+		vcpu->stale_halt = false;
+		if (kc_arch_halt_at(vcpu, vcpu->entry_pc))
+			return;
+		vcpu->record->reason = run->exit_reason = KVM_EXIT_INTR;
+		vcpu->status = KC_RUNNING;
+	}
+}
+
 void kc_insts_after_step(struct kc_vcpu *vcpu, uint64_t ticks)
 {
 	struct kvm_run *run = vcpu->run;
-	bool moved, halted;
+	bool moved;
 
-	halted = run->exit_reason == KVM_EXIT_DEBUG && ticks && kc_arch_is_single_step(vcpu) &&
-		 kc_arch_lost_halt(vcpu, vcpu->entry_pc);
-	if (__builtin_expect(halted, 0))
-		vcpu->record->reason = run->exit_reason = KVM_EXIT_HLT;
+	sort_halts(vcpu, ticks);
 	if (!vcpu->stepping) {
 		if (ticks && !counter_counts(vcpu))
 			vcpu->insts_known = false;

@@ -478,7 +478,9 @@ kc_hot int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct k
 	if (__builtin_expect(vcpu->exit_number == number, 0))
 		return -1;
 	vcpu->status = vcpu->run->exit_reason == KVM_EXIT_INTR ? KC_RUNNING : KC_SERVICE;
-	if (__builtin_expect(vcpu->stepping || vcpu->run->exit_reason == KVM_EXIT_DEBUG, 0))
+	if (__builtin_expect(vcpu->stepping || vcpu->stale_halt ||
+				     vcpu->run->exit_reason == KVM_EXIT_DEBUG,
+			     0))
 		kc_insts_after_step(vcpu, ticks);
 	else if (ticks && vcpu->time_source != KC_TIME_PERF)
 		vcpu->insts_known = false;
@@ -801,7 +803,7 @@ int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct
 	if (check_runnable(vcpu, err))
 		return -1;
 	vcpu->stepping = vcpu->step_open = false;
-	vcpu->entry_pc = KC_NO_STEP;
+	vcpu->entry_pc = vcpu->stale_halt ? kc_arch_pc(vcpu) : KC_NO_STEP;
 	if (!ticks && !atomic_load(&vcpu->kick.thread) && vcpu->time_source != KC_TIME_PERF) {
 		/* It never stays in the guest: no signal, timer or thread to care about. */
 		failed = enter(vcpu, 0, passed, err);

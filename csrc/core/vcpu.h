@@ -131,6 +131,7 @@ struct kc_vcpu {
 	bool has_ticket; /* one instruction of the system's budget is ours */
 	unsigned int ticket_stop; /* of which stop: kc_vm.inst_stop_number */
 	uint64_t entry_pc; /* where the last single step began */
+	bool stale_halt; /* KVM still has a halt to report that was stepped over */
 	uint64_t step_pc; /* where it is */
 	struct kvm_guest_debug debug; /* what the user wants */
 	struct kvm_guest_debug told_debug; /* what KVM was told */

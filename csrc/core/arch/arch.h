@@ -54,6 +54,8 @@ bool kc_arch_is_single_step(struct kc_vcpu *vcpu);
  * emulator reports the step only, and would go on behind the halt.
  */
 bool kc_arch_lost_halt(struct kc_vcpu *vcpu, uint64_t from);
+/* Whether the instruction there is a halt. */
+bool kc_arch_halt_at(struct kc_vcpu *vcpu, uint64_t pc);
 /* Whether the instruction at the program counter is one that repeats, as string instructions do. */
 bool kc_arch_at_repeat(struct kc_vcpu *vcpu);
 /* Where the upper halves of KC_FIELD_SPLIT begin in this file; 0: the processor has none. */

@@ -349,11 +349,17 @@ static bool read_code(struct kc_vcpu *vcpu, uint64_t at, uint8_t *byte)
 	return !kc_memory_read(vcpu->vm, physical, byte, 1, &ignored);
 }
 
+bool kc_arch_halt_at(struct kc_vcpu *vcpu, uint64_t pc)
+{
+	uint8_t byte;
+
+	return read_code(vcpu, pc, &byte) && byte == 0xf4;
+}
+
 bool kc_arch_lost_halt(struct kc_vcpu *vcpu, uint64_t from)
 {
 	struct kc_error ignored;
 	const struct kvm_sregs *sregs;
-	uint8_t byte;
 
 	/* With the kernel's interrupt controller the halt is a state that the kernel keeps. */
 	if (kc_arch_pc(vcpu) != from + 1 || vcpu->vm->irqchip)
@@ -362,7 +368,7 @@ bool kc_arch_lost_halt(struct kc_vcpu *vcpu, uint64_t from)
 	/* Where the processor has privileges, a user may not halt. */
 	if (!sregs || ((sregs->cr0 & 1) && sregs->ss.dpl))
 		return false;
-	return read_code(vcpu, from, &byte) && byte == 0xf4;
+	return kc_arch_halt_at(vcpu, from);
 }
 
 bool kc_arch_at_repeat(struct kc_vcpu *vcpu)
