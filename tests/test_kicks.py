@@ -27,7 +27,7 @@ SPIN = "spin: jmp spin"
 SPIN_OR_LEAVE = "spin: jmp spin\n.org 0x100\nleave: out 0xe9, al; jmp leave"
 LEAVE = ORIGIN + 0x100
 
-KICK_SIGNAL = signal.SIGRTMIN + 7
+KICK_SIGNAL = 16  # SIGSTKFLT, for which Python has a name since 3.11
 
 
 @contextmanager

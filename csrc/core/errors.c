@@ -24,6 +24,9 @@ static const char *hint(int error)
 	switch (error) {
 	case EIO:
 		return ": a virtual machine belongs to the process that made it";
+	case EAGAIN:
+		return ": a limit of this user is used up, of pending signals and timers (ulimit -i) or of "
+		       "processes (ulimit -u)";
 	case EMFILE:
 		return ": raise the limit of open files (ulimit -n)";
 	case EINTR:

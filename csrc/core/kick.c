@@ -33,7 +33,11 @@ static pid_t thread_id(void)
 
 int kc_kick_signal(void)
 {
-	return SIGRTMIN + 7;
+	/*
+	 * Not one that queues: the kernel refuses to send such a one when the user's limit of pending signals
+	 * (ulimit -i) is used up, and a kick must never be lost. Nothing sends this one on our architectures.
+	 */
+	return SIGSTKFLT;
 }
 
 void kc_kick_init(struct kc_kick *kick)
