@@ -249,9 +249,11 @@ bool kc_queue_moves(struct kc_queue *queue, const struct kc_vcpu *but)
 	kc_hold(&queue->lock);
 
 	for (size_t i = 0; i < queue->vcpu_count; i++) {
-		struct kc_vcpu *vcpu = queue->vcpus[i];
+		pid_t thread = atomic_load(&queue->vcpus[i]->kick.thread);
 
-		if (vcpu != but && atomic_load(&vcpu->kick.thread) && !atomic_load(&vcpu->waiting))
+		/* Not what the same thread runs further out. */
+		if (thread && thread != atomic_load(&but->kick.thread) &&
+		    !atomic_load(&queue->vcpus[i]->waiting))
 			return true;
 	}
 	return false;

@@ -720,6 +720,15 @@ static int check_runnable(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
+/* A thread counts once in its VM: a vCPU that it runs further out, in a handler of which this is, wakes nobody. */
+static bool counts(const struct kc_vcpu *vcpu)
+{
+	for (const struct kc_vcpu *outer = vcpu->outer; outer; outer = outer->outer)
+		if (outer->vm == vcpu->vm)
+			return false;
+	return true;
+}
+
 static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
 {
 	uint64_t start;
@@ -727,7 +736,7 @@ static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc
 
 	if (check_runnable(vcpu, err) || kc_entry_begin(vcpu, err))
 		return -1;
-	count_running(vcpu->vm, 1);
+	count_running(vcpu->vm, counts(vcpu));
 	vcpu->stop_reason = KC_STOP_NONE;
 	vcpu->exit_unhandled = vcpu->insts_reached = false;
 	start = kc_queue_now(vcpu->queue);
@@ -745,7 +754,7 @@ static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc
 		vcpu->stop_reason = KC_STOP_ERROR;
 	vcpu->run_end = KC_NEVER;
 	*passed = vcpu->next_step - start;
-	count_running(vcpu->vm, -1);
+	count_running(vcpu->vm, -(int)counts(vcpu));
 	kc_entry_end(vcpu);
 	return failed;
 }
