@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ticks and cycles, the two knobs that scale them, the run timers, and where the numbers come from."""
+"""Ticks and cycles, the two knobs that scale them, run timers, and whence the numbers come."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _software_events(vm: kvmcpu.VM) -> None:
 
 
 def test_tick_is_a_picosecond(kvm: kvmcpu.Kvm) -> None:
-    """V1: a tick is 1 ps unless the system says otherwise; a cycle is a period of the CPU's clock."""
+    """V1: a tick is 1 ps unless the system says otherwise; a cycle is a period of the clock."""
     with kvm.create_vm() as vm:
         assert vm.tick_frequency == vm.queue.tick_frequency == SECOND
         assert vm.create_vcpu(clock="2GHz").clock_period == 500
@@ -251,7 +251,7 @@ def test_many_exits_within_a_timers_time(guest: Maker, options: dict[str, Any]) 
     g.vm.map_io(0xE9, 1, write=kvmcpu.ByteSink())
     for _ in range(5):
         passed = g.run("3ms")
-        assert 3e9 <= passed
+        assert passed >= 3e9
     exits = g.cpu.stats["io"]
     assert exits is not None
     assert exits > 5
@@ -274,7 +274,7 @@ def test_long_run(guest: Maker, options: dict[str, Any]) -> None:
 
 
 def test_overflow_timer_that_cannot_be(vm: kvmcpu.VM) -> None:
-    """V3: an event that this host does not have is refused with the reason, and the VM is intact."""
+    """V3: an event that this host lacks is refused with the reason, and the VM is intact."""
     with pytest.raises(kvmcpu.UnsupportedError) as caught:
         vm.create_vcpu(use_perf_overflow=True, perf_event=(99, 0))
     assert caught.value.errno
@@ -319,7 +319,7 @@ def test_auto_takes_what_there_is(vm: kvmcpu.VM) -> None:
 
 @pytest.mark.parametrize("options", [{}, *SOURCES, TIMERS[1]], ids=str)
 def test_instructions_are_counted_or_unknown(guest: Maker, options: dict[str, Any]) -> None:
-    """V9: instructions are a count of instructions, or said to be unavailable; never a number else."""
+    """V9: instructions are a count of instructions or said to be unavailable, nothing else."""
     g = guest(SPIN, **options)
     g.run("2ms")
     insts = g.cpu.stats["insts"]
