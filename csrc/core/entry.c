@@ -50,6 +50,13 @@ void kc_entry_end(struct kc_vcpu *vcpu)
 	kc_timer_disarm(&vcpu->timer, &ignored);
 	vcpu->armed_until = 0;
 	kc_insts_end(vcpu);
+	if (__builtin_expect(vcpu->counters.period != 0, 0)) {
+		/* One that counts the host too would go on sending its signal, which nothing blocks outside. */
+		kc_counters_detach(&vcpu->counters);
+		vcpu->counters.period = 0;
+		vcpu->attached_to = 0;
+		vcpu->kick.expected = true;
+	}
 	kc_kick_end(vcpu);
 }
 
