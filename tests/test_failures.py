@@ -118,8 +118,6 @@ def test_what_still_works_after_close(closed) -> None:
     assert g.cpu.stats["halts"] == 1
     assert g.cpu.stop_reason == "idle"
     assert (g.cpu.id, g.cpu.name, g.cpu.vm) == (0, "cpu0", g.vm)
-    assert g.cpu.kick() is False
-    assert g.cpu.stop() is False
     assert g.ram.closed
     assert g.ram[guests.ORIGIN] == 0xF4
     g.vm.stop()
@@ -127,7 +125,7 @@ def test_what_still_works_after_close(closed) -> None:
     assert "closed" in repr(g.vm)
     assert repr(g.cpu)
     assert repr(g.ram)
-    for call in (lambda: g.cpu.interrupt(1), g.cpu.nmi, g.cpu.drain):
+    for call in (lambda: g.cpu.interrupt(1), g.cpu.nmi, g.cpu.drain, g.cpu.kick, g.cpu.stop):
         with pytest.raises(kvmcpu.ClosedError):
             call()
 
@@ -275,7 +273,9 @@ def test_start(vm) -> None:
     cpu = vm.create_vcpu(start=False)
     assert len(os.listdir("/proc/self/fd")) == fds
     assert cpu.status == "Idle"
-    assert cpu.kick() is False
+    for call in (cpu.kick, cpu.stop, cpu.nmi, cpu.drain):
+        with pytest.raises(kvmcpu.NotStartedError):
+            call()
     cpu.start()
     assert cpu.exit is None
     with pytest.raises(kvmcpu.StateError, match="started"):
