@@ -805,20 +805,27 @@ int kc_vcpu_tick(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
 	return failed ? -1 : 0;
 }
 
+/* An entry that no step of the state machine prepares. Not before it is known that there is no run in progress. */
+static void enter_alone(struct kc_vcpu *vcpu)
+{
+	vcpu->stepping = vcpu->step_open = false;
+	vcpu->entry_pc = vcpu->stale_halt ? kc_arch_pc(vcpu) : KC_NO_STEP;
+}
+
 int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
 {
 	int failed;
 
 	if (check_runnable(vcpu, err))
 		return -1;
-	vcpu->stepping = vcpu->step_open = false;
-	vcpu->entry_pc = vcpu->stale_halt ? kc_arch_pc(vcpu) : KC_NO_STEP;
 	if (!ticks && !atomic_load(&vcpu->kick.thread) && vcpu->time_source != KC_TIME_PERF) {
 		/* It never stays in the guest: no signal, timer or thread to care about. */
+		enter_alone(vcpu);
 		failed = enter(vcpu, 0, passed, err);
 	} else {
 		if (kc_entry_begin(vcpu, err))
 			return -1;
+		enter_alone(vcpu);
 		failed = (ticks && kc_arch_deliver_interrupts(vcpu, err)) ||
 			 enter(vcpu, ticks, passed, err);
 		kc_entry_end(vcpu);
