@@ -312,8 +312,9 @@ class VM:
         returns None or its latency in ticks. write may be a ByteSink, which collects
         the bytes in C. With ``string=True`` a repeated string instruction is one
         call: ``read(offset, size, count)`` returns ``size * count`` bytes and
-        ``write(offset, size, data)`` gets them. A direction without a handler reads
-        all ones or drops the write. coalesced: the kernel collects writes and they
+        ``write(offset, size, data)`` gets them; of as many items, that is, as the
+        kernel hands over at once: KVM on x86 gathers ``ins``, not ``outs``. A direction
+        without a handler reads all ones or drops the write. coalesced: the kernel collects writes and they
         are delivered before the next exit (vcpu.md V15). device: a capsule named
         ``"kvmcpu.device"`` with a C ``struct kc_device`` (csrc/core/bus.h), in place of read
         and write. Handlers run on the vCPU's thread with the VM's device lock held;
