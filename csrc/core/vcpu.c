@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <linux/perf_event.h>
 #include <math.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -162,6 +163,7 @@ struct kc_vcpu *kc_vcpu_create(struct kc_vm *vm, int id, const struct kc_vcpu_co
 		kc_fail(err, KC_ERR_MEMORY, "out of memory");
 		return NULL;
 	}
+	memset(vcpu, 0, sizeof(*vcpu));
 	atomic_init(&vcpu->refs, 1);
 	vcpu->fd = -1;
 	vcpu->queue = config->queue ? config->queue : vm->queue;
@@ -307,6 +309,30 @@ void kc_vcpu_close(struct kc_vcpu *vcpu)
 
 /* ---- who works with it ---- */
 
+/*
+ * Nobody waits for a run. But a thread that only asks it to drain, or looks at a register, has it for a moment, and
+ * what fails then would fail now and then for no reason that its caller could know.
+ */
+static int claim_soon(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	uint64_t end = kc_hostclock() + (uint64_t)(1e6 * vcpu->hostclock_per_ns);
+
+	for (;;) {
+		pthread_t nobody = 0;
+
+		if (atomic_compare_exchange_strong(&vcpu->owner, &nobody, pthread_self()))
+			return 0;
+		if (kc_vm_check(vcpu->vm, err))
+			return -1;
+		if (atomic_load(&vcpu->kick.thread) || kc_hostclock() > end)
+			return kc_fail(err, KC_ERR_BUSY,
+				       "%s is being run by another thread: stop() it first (kick(), stop(), "
+				       "interrupts, memory, statistics and events work at any time)",
+				       vcpu->name);
+		sched_yield();
+	}
+}
+
 int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	pthread_t nobody = 0, self = pthread_self();
@@ -318,11 +344,9 @@ int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
 	/* A thread of the parent's that ran it at the fork is not there to let go of it. */
 	if (kc_check_fork(vcpu->vm->fork_generation, err))
 		return -1;
-	if (!atomic_compare_exchange_strong(&vcpu->owner, &nobody, self))
-		return kc_fail(err, KC_ERR_BUSY,
-			       "%s is being run by another thread: stop() it first (kick(), stop(), "
-			       "interrupts, memory, statistics and events work at any time)",
-			       vcpu->name);
+	if (__builtin_expect(!atomic_compare_exchange_strong(&vcpu->owner, &nobody, self), 0) &&
+	    claim_soon(vcpu, err))
+		return -1;
 	vcpu->owner_depth = 1;
 	return 0;
 }
