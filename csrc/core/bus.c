@@ -107,8 +107,11 @@ static int insert(struct kc_vm *vm, struct kc_range *range, struct kc_error *err
 		bus->ranges = grown;
 		bus->capacity = capacity;
 	}
-	if (range->coalesced && set_zone(vm, range, true, err))
-		return -1;
+	if (range->coalesced) {
+		if (set_zone(vm, range, true, err))
+			return -1;
+		atomic_store(&vm->coalesces, true);
+	}
 	memmove(&bus->ranges[at + 1], &bus->ranges[at], (bus->count - at) * sizeof(*bus->ranges));
 	bus->ranges[at] = range;
 	bus->count++;

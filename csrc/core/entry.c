@@ -200,34 +200,39 @@ kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 	if ((vcpu->context.dirty && kc_context_push(vcpu, err)) || set_debug(vcpu, err))
 		return -1;
 	run->immediate_exit = ticks == 0;
-	if (ticks && (ticks != KC_NEVER || vcpu->shut_at) && bound(vcpu, ticks, err))
-		return -1;
-	run->exit_reason = KVM_EXIT_UNKNOWN;
-	if (read_source(vcpu, &before, err))
-		return -1;
-	if (ticks)
+	/* A half entry runs no guest code: there is nothing to bound and nothing to measure. */
+	if (ticks) {
+		if ((ticks != KC_NEVER || vcpu->shut_at) && bound(vcpu, ticks, err))
+			return -1;
+		if (read_source(vcpu, &before, err))
+			return -1;
 		atomic_store_explicit(&vcpu->entry_start,
 				      vcpu->time_source == KC_TIME_TSC ? before : kc_hostclock(),
 				      memory_order_relaxed);
+	}
+	run->exit_reason = KVM_EXIT_UNKNOWN;
 	result = ioctl(vcpu->fd, KVM_RUN, 0);
-	atomic_store_explicit(&vcpu->entry_start, 0, memory_order_relaxed);
+	if (ticks)
+		atomic_store_explicit(&vcpu->entry_start, 0, memory_order_relaxed);
 	if (__builtin_expect(result < 0, 0) && sort_error(vcpu, err))
 		return -1;
 	if (__builtin_expect(kc_context_entered(&vcpu->context), 0))
 		kc_context_sync_less(vcpu);
 	vcpu->entered = true;
-	/* Also when the time is not known: the entry took place, and its exit is still to be serviced. */
-	failed = count_since(vcpu, before, &count, err);
+	kc_stat_add(&vcpu->stats, KC_STAT_exits, 1);
 	if (!ticks) {
 		*passed = vcpu->period;
 		kc_stat_add(&vcpu->stats, KC_STAT_half_entries, 1);
-	} else {
-		*passed = kc_scale(count, vcpu->ticks_per_count);
+		kc_stat_add(&vcpu->stats, KC_STAT_cycles, 1);
+		kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
+		kc_exit_note(vcpu, vcpu->next_step + *passed);
+		return 0;
 	}
-	kc_stat_add(&vcpu->stats, KC_STAT_cycles,
-		    ticks ? kc_scale(count, vcpu->cycles_per_count) : 1);
+	/* Also when the time is not known: the entry took place, and its exit is still to be serviced. */
+	failed = count_since(vcpu, before, &count, err);
+	*passed = kc_scale(count, vcpu->ticks_per_count);
+	kc_stat_add(&vcpu->stats, KC_STAT_cycles, kc_scale(count, vcpu->cycles_per_count));
 	kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
-	kc_stat_add(&vcpu->stats, KC_STAT_exits, 1);
 	kc_exit_note(vcpu, vcpu->next_step + *passed);
 	if (!failed && __builtin_expect((vcpu->time_source == KC_TIME_TSC ? before + count :
 									    kc_hostclock()) >=

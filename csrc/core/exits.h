@@ -7,13 +7,16 @@
 
 #include "errors.h"
 #include "vcpu.h"
+#include "vm.h"
 
 /* Service the last exit: sets the next state and the latency in ticks. */
 int kc_exit_service(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err);
 /* Whether there are coalesced writes to be delivered. */
 static inline bool kc_exit_ring_filled(const struct kc_vcpu *vcpu)
 {
-	return vcpu->ring && __atomic_load_n(&vcpu->ring->last, __ATOMIC_ACQUIRE) !=
+	/* The ring is in a page of its own: where nothing coalesces, an exit does not touch it. */
+	return atomic_load_explicit(&vcpu->vm->coalesces, memory_order_relaxed) && vcpu->ring &&
+	       __atomic_load_n(&vcpu->ring->last, __ATOMIC_ACQUIRE) !=
 				     __atomic_load_n(&vcpu->ring->first, __ATOMIC_RELAXED);
 }
 

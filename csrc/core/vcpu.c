@@ -157,7 +157,8 @@ static void use_up_id(struct kc_vm *vm, unsigned int id)
 struct kc_vcpu *kc_vcpu_create(struct kc_vm *vm, int id, const struct kc_vcpu_config *config,
 			       struct kc_error *err)
 {
-	kc_auto_free struct kc_vcpu *vcpu = calloc(1, sizeof(*vcpu));
+	size_t size = (sizeof(struct kc_vcpu) + KC_VCPU_ALIGN - 1) / KC_VCPU_ALIGN * KC_VCPU_ALIGN;
+	kc_auto_free struct kc_vcpu *vcpu = aligned_alloc(KC_VCPU_ALIGN, size);
 
 	if (!vcpu) {
 		kc_fail(err, KC_ERR_MEMORY, "out of memory");
@@ -836,14 +837,20 @@ static void enter_alone(struct kc_vcpu *vcpu)
 	vcpu->entry_pc = vcpu->stale_halt ? kc_arch_pc(vcpu) : KC_NO_STEP;
 }
 
+bool kc_vcpu_half_entry_is_brief(struct kc_vcpu *vcpu)
+{
+	/* It does not stay in the guest: no signal, timer or counter to care about, and no device to wait for. */
+	return !atomic_load(&vcpu->kick.thread) && vcpu->time_source != KC_TIME_PERF &&
+	       !atomic_load(&vcpu->vm->coalesces);
+}
+
 int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
 {
 	int failed;
 
 	if (check_runnable(vcpu, err))
 		return -1;
-	if (!ticks && !atomic_load(&vcpu->kick.thread) && vcpu->time_source != KC_TIME_PERF) {
-		/* It never stays in the guest: no signal, timer or thread to care about. */
+	if (!ticks && kc_vcpu_half_entry_is_brief(vcpu)) {
 		enter_alone(vcpu);
 		failed = enter(vcpu, 0, passed, err);
 	} else {

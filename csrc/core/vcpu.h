@@ -117,7 +117,6 @@ struct kc_vcpu {
 	double hostclock_per_ns;
 	uint64_t shut_at; /* host clock at which open signals are shut (kick.h); 0: they are shut */
 	struct kc_counters counters;
-	char counter_error[384]; /* why the host counts nothing for us; empty if it does */
 	struct kc_kick kick;
 	struct kc_vcpu *outer; /* that the same thread runs further out */
 
@@ -141,14 +140,21 @@ struct kc_vcpu {
 	atomic_uint nmis;
 
 	struct kc_context context;
-	struct kc_exit_ring exits;
 	struct kc_exit_record *record; /* of the last exit */
 	uint64_t exit_number; /* of the last exit: grows */
 	struct kc_stats stats;
 	struct kc_vcpu_hooks hooks;
 	struct kvm_coalesced_mmio_ring *ring; /* NULL: the kernel has none */
 	uint32_t ring_capacity;
+
+	struct kc_exit_ring exits;
+	/* What an exit touches ends here: all of it in one page (KC_VCPU_ALIGN). */
+	char counter_error[384]; /* why the host counts nothing for us; empty if it does */
 };
+
+/* A guest's exit leaves the host's translations cold: each page that the way back touches costs a walk. */
+#define KC_VCPU_ALIGN 4096
+_Static_assert(offsetof(struct kc_vcpu, counter_error) <= KC_VCPU_ALIGN, "more than a page");
 
 struct kc_vcpu *kc_vcpu_create(struct kc_vm *vm, int id, const struct kc_vcpu_config *config,
 			       struct kc_error *err);
@@ -167,6 +173,8 @@ void kc_vcpu_release(struct kc_vcpu *vcpu);
 int kc_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err);
 int kc_vcpu_run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err);
 int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err);
+/* Whether kc_vcpu_enter(vcpu, 0, ...) comes back at once, without a lock or a callback on the way. */
+bool kc_vcpu_half_entry_is_brief(struct kc_vcpu *vcpu);
 int kc_vcpu_tick(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err);
 int kc_vcpu_step(struct kc_vcpu *vcpu, uint64_t n, uint64_t *done, struct kc_error *err);
 int kc_vcpu_set_debug(struct kc_vcpu *vcpu, const struct kvm_guest_debug *debug,

@@ -45,6 +45,7 @@ struct kc_vm {
 
 	struct kc_lock device_lock; /* V24; guards the buses */
 	struct kc_bus bus[2]; /* by enum kc_space */
+	atomic_bool coalesces; /* there is or was a coalesced range: the ring may hold writes */
 
 	pthread_rwlock_t memory_lock; /* guards the slots */
 	struct kc_slot **slots; /* in the order of their addresses */

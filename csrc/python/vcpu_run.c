@@ -42,20 +42,32 @@ static int check_any_thread(PyObject *self)
 typedef int run_function(struct kc_vcpu *vcpu, uint64_t limit, uint64_t *passed,
 			 struct kc_error *err);
 
-/* A call that may run the guest, without the interpreter lock. */
+static int run_released(PyObject *self, run_function *function, uint64_t limit, uint64_t *passed,
+			struct kc_error *err)
+{
+	struct pc_gil gil;
+	int failed;
+
+	pc_release(&gil, core(self));
+	failed = function(core(self), limit, passed, err);
+	pc_acquire(&gil);
+	return failed;
+}
+
+/* A call that may run the guest, without the interpreter lock; a half entry is over before it is let go of. */
 static PyObject *run(PyObject *self, run_function *function, uint64_t limit)
 {
 	PyObject *result;
 	struct kc_error err;
-	struct pc_gil gil;
 	uint64_t passed = 0;
 	int failed;
 
 	if (claim(self))
 		return NULL;
-	pc_release(&gil, core(self));
-	failed = function(core(self), limit, &passed, &err);
-	pc_acquire(&gil);
+	if (function == kc_vcpu_enter && !limit && kc_vcpu_half_entry_is_brief(core(self)))
+		failed = kc_vcpu_enter(core(self), 0, &passed, &err);
+	else
+		failed = run_released(self, function, limit, &passed, &err);
 	/* Still claimed: the error tells of registers. */
 	result = failed ? fail(self, &err) : PyLong_FromUnsignedLongLong(passed);
 	release(self);

@@ -14,7 +14,7 @@ from real_mode import PORT, STEPS, guest, writes
 
 import kvmcpu
 
-EXITS = 100
+EXITS = 400
 
 
 def _ignore(offset: int, size: int, value: int) -> None:
