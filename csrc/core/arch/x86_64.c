@@ -261,11 +261,14 @@ static bool any_vector(struct kc_vcpu *vcpu)
 
 static int deliver_nmi(struct kc_vcpu *vcpu, struct kc_error *err)
 {
-	/* The processor holds two at most: one that is being delivered and one that waits. */
+	/*
+	 * The processor holds two at most: one that is being delivered and one that waits. The request goes first:
+	 * one that comes now is another.
+	 */
+	atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_NMI);
 	if (ioctl(vcpu->fd, KVM_NMI, 0))
 		return kc_fail_os(err, "KVM_NMI");
 	atomic_store(&vcpu->nmis, 0);
-	atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_NMI);
 	kc_stat_add(&vcpu->stats, KC_STAT_interrupts, 1);
 	kc_context_invalidate(vcpu);
 	kc_trace(vcpu, KvmInt, "NMI");
@@ -286,14 +289,22 @@ int kc_arch_deliver_interrupts(struct kc_vcpu *vcpu, struct kc_error *err)
 		return -1;
 	if (!(requests & KC_REQUEST_INTERRUPT))
 		return 0;
-	/* The kernel says at each exit whether the guest can take one; else it says when. */
-	if (vcpu->run->ready_for_interrupt_injection && vcpu->run->if_flag) {
+	/*
+	 * The kernel says at each exit whether the guest can take one; else it says when. Its word is as old as the
+	 * exit: the flags may have been written since.
+	 */
+	if (vcpu->run->ready_for_interrupt_injection && vcpu->run->if_flag &&
+	    kc_arch_takes_interrupts(vcpu)) {
 		atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_INTERRUPT);
 		vector = take_vector(vcpu);
 		if (vector >= 0) {
 			interrupt.irq = (uint32_t)vector;
-			if (ioctl(vcpu->fd, KVM_INTERRUPT, &interrupt))
-				return kc_fail_os(err, "KVM_INTERRUPT");
+			if (ioctl(vcpu->fd, KVM_INTERRUPT, &interrupt)) {
+				kc_fail_os(err, "KVM_INTERRUPT");
+				atomic_fetch_or(&vcpu->interrupts[vector / 64], 1ULL << (vector % 64));
+				atomic_fetch_or(&vcpu->requests, KC_REQUEST_INTERRUPT);
+				return -1;
+			}
 			vcpu->run->ready_for_interrupt_injection = 0;
 			kc_stat_add(&vcpu->stats, KC_STAT_interrupts, 1);
 			kc_context_invalidate(vcpu);
