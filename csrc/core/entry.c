@@ -230,8 +230,9 @@ kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 	}
 	/* Also when the time is not known: the entry took place, and its exit is still to be serviced. */
 	failed = count_since(vcpu, before, &count, err);
-	*passed = kc_scale(count, vcpu->ticks_per_count);
-	kc_stat_add(&vcpu->stats, KC_STAT_cycles, kc_scale(count, vcpu->cycles_per_count));
+	*passed = kc_scale_on(count, vcpu->ticks_per_count, &vcpu->tick_fraction);
+	kc_stat_add(&vcpu->stats, KC_STAT_cycles,
+		    kc_scale_on(count, vcpu->cycles_per_count, &vcpu->cycle_fraction));
 	kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
 	kc_exit_note(vcpu, vcpu->next_step + *passed);
 	if (!failed && __builtin_expect((vcpu->time_source == KC_TIME_TSC ? before + count :

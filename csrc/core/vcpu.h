@@ -110,6 +110,7 @@ struct kc_vcpu {
 	enum kc_time_source time_source;
 	_Atomic uint64_t entry_start; /* host clock at the start of the entry in progress; 0: none */
 	uint64_t idle_since; /* tick */
+	uint64_t tick_fraction, cycle_fraction; /* 0.64: of the entries so far */
 
 	uint64_t attached_to; /* the thread that timer and counters follow: kc_kick.serial; 0: none */
 	struct kc_timer timer;
@@ -207,6 +208,16 @@ void kc_vcpu_close(struct kc_vcpu *vcpu);
 
 /* kc_vcpu.entry_pc: nowhere */
 #define KC_NO_STEP (UINT64_MAX - 1)
+
+/* The same of a sum: the fraction that is left over is kept for the next. */
+static inline uint64_t kc_scale_on(uint64_t n, unsigned __int128 factor, uint64_t *fraction)
+{
+	uint64_t whole = (uint64_t)(factor >> 64), part = (uint64_t)factor;
+	unsigned __int128 sum = (unsigned __int128)n * part + *fraction;
+
+	*fraction = (uint64_t)sum;
+	return n * whole + (uint64_t)(sum >> 64);
+}
 
 static inline uint64_t kc_scale(uint64_t n, unsigned __int128 factor)
 {

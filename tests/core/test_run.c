@@ -239,6 +239,50 @@ static void test_interrupts(void)
 	kc_vcpu_put(vcpu);
 }
 
+/* Flags that were written after the exit count, not what the kernel said at the exit. */
+static void test_flags_written(void)
+{
+	struct kc_vcpu *vcpu = make_vcpu(&guest);
+	struct kc_range *range = map_recorder(&guest, KC_IO, 0x10, 4, &recorder);
+	struct kvm_regs *regs;
+
+	memset(&recorder, 0, sizeof(recorder));
+	put_code(&guest, CODE, 0xfb, 0x90, 0xf4, 0x90, 0xe6, 0x12, 0xfb, 0x90, 0xf4, 0xeb, 0xfd);
+	check(run_to_stop(vcpu) == KC_STOP_IDLE && vcpu->run->if_flag);
+	check_ok(kc_vcpu_claim(vcpu, &err));
+	regs = kc_context_write(vcpu, KC_X86_REGS, &err);
+	check(regs && regs->rflags & 1 << 9);
+	regs->rflags &= ~(1ULL << 9);
+	kc_vcpu_activate(vcpu);
+	kc_vcpu_release(vcpu);
+	check_ok(kc_vcpu_interrupt(vcpu, 0x21, &err));
+	check(run_to_stop(vcpu) == KC_STOP_IDLE);
+	check(recorder.count == 2 && recorder.noted[0].offset == 2 && recorder.noted[1].offset == 1);
+	check_ok(kc_range_remove(range, &err));
+	kc_range_put(range, guest.vm);
+	kc_vcpu_put(vcpu);
+}
+
+/* Where a tick is longer than an entry lasts, time passes all the same. */
+static void test_coarse_ticks(void)
+{
+	struct kc_queue *queue = kc_queue_create(10000, &err); /* 100 us each */
+	struct kc_vcpu *vcpu = make_vcpu_with(&guest, (struct kc_vcpu_config){ .queue = queue });
+	struct kc_range *range = map_recorder(&guest, KC_IO, 0x10, 4, &recorder);
+	uint64_t passed, begin;
+
+	check(queue && vcpu && vcpu->period == 1);
+	put_code(&guest, CODE, 0xe6, 0x10, 0xeb, 0xfc); /* out 0x10, al; back */
+	begin = now_ns();
+	check_ok(run_for(vcpu, 500, &passed));
+	check(vcpu->stop_reason == KC_STOP_TICKS && passed == 500);
+	check(now_ns() - begin > 45000000);
+	check_ok(kc_range_remove(range, &err));
+	kc_range_put(range, guest.vm);
+	kc_vcpu_put(vcpu);
+	kc_queue_put(queue);
+}
+
 /* ---- handlers that do what they may ---- */
 
 static struct kc_vcpu *current;
@@ -305,6 +349,8 @@ int main(void)
 	test_periodic();
 	test_sooner();
 	test_interrupts();
+	test_flags_written();
+	test_coarse_ticks();
 	test_handlers();
 	free_guest(&guest);
 	return 0;
