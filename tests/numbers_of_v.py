@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Which test proves which number of docs/vcpu.md. ``python tests/numbers_of_v.py`` writes them into the page.
+"""Which test proves which number of docs/vcpu.md.
+
+``python tests/numbers_of_v.py`` writes them into the page.
 
 A test cites a number by beginning its docstring with it: ``V10: no kick is lost``, ``V3, V9: ...``.
 """

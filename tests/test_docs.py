@@ -33,5 +33,5 @@ def test_every_number_is_proved() -> None:
     assert numbers.HEADING.findall(text) == numbers.NUMBERS
     assert not [number for number, tests in numbers.citations().items() if not tests]
     assert text == numbers.numbered(text), (
-        "python tests/numbers_of_v.py brings docs/vcpu.md up to date"
+        "run: python tests/numbers_of_v.py"
     )
