@@ -32,6 +32,4 @@ def test_every_number_is_proved() -> None:
     text = numbers.PAGE.read_text()
     assert numbers.HEADING.findall(text) == numbers.NUMBERS
     assert not [number for number, tests in numbers.citations().items() if not tests]
-    assert text == numbers.numbered(text), (
-        "run: python tests/numbers_of_v.py"
-    )
+    assert text == numbers.numbered(text), "run: python tests/numbers_of_v.py"
