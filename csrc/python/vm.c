@@ -1,35 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include "module.h"
+#include "vm_parts.h"
 
 #include <stddef.h>
 #include <string.h>
 #include <structmember.h>
-
-#include "irq.h"
-
-static struct pc_state *state_of(PyObject *self)
-{
-	return pc_state_of_type(Py_TYPE(self));
-}
-
-static struct kc_vm *vm_of(PyObject *self)
-{
-	return ((struct pc_vm *)self)->vm;
-}
-
-/* Raise what the core says. */
-static PyObject *fail_with(PyObject *self, const struct kc_error *err)
-{
-	return pc_raise(state_of(self), err, NULL);
-}
-
-/* None, or the error if the call failed. */
-static PyObject *done(PyObject *self, int failed, const struct kc_error *err)
-{
-	if (failed)
-		return fail_with(self, err);
-	Py_RETURN_NONE;
-}
 
 /* ---- hooks: the core asks Python ---- */
 
@@ -225,7 +199,7 @@ static PyObject *get_queue(PyObject *self, void *unused)
 	struct pc_vm *vm = (struct pc_vm *)self;
 
 	if (!vm->queue) {
-		vm->queue = pc_queue_new(state_of(self), vm->vm->queue);
+		vm->queue = pc_queue_new(pc_vm_state(self), vm->vm->queue);
 		if (!vm->queue)
 			return NULL;
 		((struct pc_queue *)vm->queue)->vm = vm;
@@ -235,20 +209,20 @@ static PyObject *get_queue(PyObject *self, void *unused)
 
 static PyObject *get_memory(PyObject *self, void *unused)
 {
-	struct pc_state *state = state_of(self);
+	struct pc_state *state = pc_vm_state(self);
 	kc_auto_free struct kc_slot **list = NULL;
 	struct kc_error err;
 	struct pc_gil gil;
 	PyObject *tuple;
 	size_t count = 0;
 
-	if (kc_check_fork(vm_of(self)->fork_generation, &err))
-		return fail_with(self, &err);
+	if (kc_check_fork(pc_vm_core(self)->fork_generation, &err))
+		return pc_vm_fail(self, &err);
 	pc_release(&gil, NULL);
-	list = kc_memory_slots(vm_of(self), &count, &err);
+	list = kc_memory_slots(pc_vm_core(self), &count, &err);
 	pc_acquire(&gil);
 	if (!list)
-		return fail_with(self, &err);
+		return pc_vm_fail(self, &err);
 	tuple = PyTuple_New((Py_ssize_t)count);
 	for (size_t i = 0; i < count; i++) {
 		PyObject *memory =
@@ -310,17 +284,17 @@ static struct kc_range **snapshot_ranges(struct kc_vm *vm, size_t *count)
 
 static PyObject *get_ranges(PyObject *self, void *unused)
 {
-	struct pc_state *state = state_of(self);
+	struct pc_state *state = pc_vm_state(self);
 	kc_auto_free struct kc_range **list = NULL;
 	struct kc_error err;
 	struct pc_gil gil;
 	PyObject *tuple;
 	size_t count = 0;
 
-	if (kc_check_fork(vm_of(self)->fork_generation, &err))
-		return fail_with(self, &err);
+	if (kc_check_fork(pc_vm_core(self)->fork_generation, &err))
+		return pc_vm_fail(self, &err);
 	pc_release(&gil, NULL);
-	list = snapshot_ranges(vm_of(self), &count);
+	list = snapshot_ranges(pc_vm_core(self), &count);
 	pc_acquire(&gil);
 	if (!list)
 		return PyErr_NoMemory();
@@ -335,31 +309,31 @@ static PyObject *get_ranges(PyObject *self, void *unused)
 	}
 	pc_release(&gil, NULL);
 	for (size_t i = 0; i < count; i++)
-		kc_range_put(list[i], vm_of(self));
+		kc_range_put(list[i], pc_vm_core(self));
 	pc_acquire(&gil);
 	return tuple;
 }
 
 static PyObject *get_tick_frequency(PyObject *self, void *unused)
 {
-	return PyLong_FromUnsignedLongLong(vm_of(self)->tick_frequency);
+	return PyLong_FromUnsignedLongLong(pc_vm_core(self)->tick_frequency);
 }
 
 static PyObject *get_stats(PyObject *self, void *unused)
 {
-	return pc_stats_new(state_of(self), (struct pc_vm *)self, NULL);
+	return pc_stats_new(pc_vm_state(self), (struct pc_vm *)self, NULL);
 }
 
 static PyObject *get_closed(PyObject *self, void *unused)
 {
-	return PyBool_FromLong(atomic_load(&vm_of(self)->closed));
+	return PyBool_FromLong(atomic_load(&pc_vm_core(self)->closed));
 }
 
 /* ---- settings ---- */
 
 static PyObject *get_unassigned(PyObject *self, void *unused)
 {
-	return PyUnicode_FromString(atomic_load(&vm_of(self)->unassigned_ones) ? "ones" : "error");
+	return PyUnicode_FromString(atomic_load(&pc_vm_core(self)->unassigned_ones) ? "ones" : "error");
 }
 
 static int set_unassigned(PyObject *self, PyObject *value, void *unused)
@@ -372,7 +346,7 @@ static int set_unassigned(PyObject *self, PyObject *value, void *unused)
 			     value ? value : Py_None);
 		return -1;
 	}
-	atomic_store(&vm_of(self)->unassigned_ones, ones);
+	atomic_store(&pc_vm_core(self)->unassigned_ones, ones);
 	return 0;
 }
 
@@ -401,7 +375,7 @@ static PyObject *get_memory_mode_check(PyObject *self, void *unused)
 static int set_memory_mode_check(PyObject *self, PyObject *value, void *unused)
 {
 	return set_hook(&((struct pc_vm *)self)->memory_mode_check,
-			&vm_of(self)->hooks.has_memory_mode, value, "memory_mode_check");
+			&pc_vm_core(self)->hooks.has_memory_mode, value, "memory_mode_check");
 }
 
 static PyObject *get_address_hook(PyObject *self, void *unused)
@@ -413,7 +387,7 @@ static PyObject *get_address_hook(PyObject *self, void *unused)
 
 static int set_address_hook(PyObject *self, PyObject *value, void *unused)
 {
-	return set_hook(&((struct pc_vm *)self)->address_hook, &vm_of(self)->hooks.has_redirect,
+	return set_hook(&((struct pc_vm *)self)->address_hook, &pc_vm_core(self)->hooks.has_redirect,
 			value, "address_hook");
 }
 
@@ -434,17 +408,17 @@ static PyObject *read_(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 	}
 	if (pc_u64(args[0], "address", &address) || pc_uint(args[1], "size", PY_SSIZE_T_MAX, &size))
 		return NULL;
-	if (kc_vm_check(vm_of(self), &err))
-		return fail_with(self, &err);
+	if (kc_vm_check(pc_vm_core(self), &err))
+		return pc_vm_fail(self, &err);
 	bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
 	if (!bytes)
 		return NULL;
 	pc_release(&gil, NULL);
-	failed = kc_memory_read(vm_of(self), address, PyBytes_AS_STRING(bytes), size, &err);
+	failed = kc_memory_read(pc_vm_core(self), address, PyBytes_AS_STRING(bytes), size, &err);
 	pc_acquire(&gil);
 	if (failed) {
 		Py_DECREF(bytes);
-		return fail_with(self, &err);
+		return pc_vm_fail(self, &err);
 	}
 	return bytes;
 }
@@ -462,22 +436,22 @@ static PyObject *write_(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 			     nargs);
 		return NULL;
 	}
-	if (kc_vm_check(vm_of(self), &err))
-		return fail_with(self, &err);
+	if (kc_vm_check(pc_vm_core(self), &err))
+		return pc_vm_fail(self, &err);
 	if (pc_u64(args[0], "address", &address) || PyObject_GetBuffer(args[1], &view, PyBUF_SIMPLE))
 		return NULL;
 	pc_release(&gil, NULL);
-	failed = kc_memory_write(vm_of(self), address, view.buf, (size_t)view.len, &err);
+	failed = kc_memory_write(pc_vm_core(self), address, view.buf, (size_t)view.len, &err);
 	pc_acquire(&gil);
 	PyBuffer_Release(&view);
-	return done(self, failed, &err);
+	return pc_vm_done(self, failed, &err);
 }
 
 /* ---- vCPUs, capabilities ---- */
 
 static PyObject *create_vcpu(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	return pc_vcpu_new(state_of(self), (struct pc_vm *)self, args, kwargs);
+	return pc_vcpu_new(pc_vm_state(self), (struct pc_vm *)self, args, kwargs);
 }
 
 static PyObject *check_extension(PyObject *self, PyObject *arg)
@@ -488,9 +462,9 @@ static PyObject *check_extension(PyObject *self, PyObject *arg)
 
 	if (pc_uint(arg, "a capability", INT32_MAX, &cap))
 		return NULL;
-	result = kc_vm_ioctl(vm_of(self), KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION",
+	result = kc_vm_ioctl(pc_vm_core(self), KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION",
 			     (void *)(uintptr_t)cap, &err);
-	return result < 0 ? fail_with(self, &err) : PyLong_FromLong(result);
+	return result < 0 ? pc_vm_fail(self, &err) : PyLong_FromLong(result);
 }
 
 static PyObject *enable_cap(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -524,245 +498,9 @@ static PyObject *enable_cap(PyObject *self, PyObject *args, PyObject *kwargs)
 			return NULL;
 		request.args[i - 1] = value;
 	}
-	return done(self,
-		    kc_vm_ioctl(vm_of(self), KVM_ENABLE_CAP, "KVM_ENABLE_CAP", &request, &err) < 0,
+	return pc_vm_done(self,
+		    kc_vm_ioctl(pc_vm_core(self), KVM_ENABLE_CAP, "KVM_ENABLE_CAP", &request, &err) < 0,
 		    &err);
-}
-
-/* ---- interrupts ---- */
-
-static PyObject *create_irqchip(PyObject *self, PyObject *unused)
-{
-	struct kc_error err;
-	struct pc_gil gil;
-	int failed;
-
-	pc_release(&gil, NULL); /* it waits for a grace period of the kernel */
-	failed = kc_irq_create_chip(vm_of(self), &err);
-	pc_acquire(&gil);
-	return done(self, failed, &err);
-}
-
-static PyObject *create_pit(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-	static char *names[] = { "speaker_dummy", NULL };
-	int speaker_dummy = 0, failed;
-	struct kc_error err;
-	struct pc_gil gil;
-
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$p:create_pit", names, &speaker_dummy))
-		return NULL;
-	pc_release(&gil, NULL);
-	failed = kc_irq_create_pit(vm_of(self), speaker_dummy, &err);
-	pc_acquire(&gil);
-	return done(self, failed, &err);
-}
-
-/* Two numbers, as the methods below take them. */
-static int two_numbers(PyObject *const *args, Py_ssize_t nargs, const char *method,
-		       const char *const names[2], const uint64_t limits[2], uint64_t numbers[2])
-{
-	if (nargs != 2) {
-		PyErr_Format(PyExc_TypeError, "%s() takes %s and %s, not %zd arguments", method,
-			     names[0], names[1], nargs);
-		return -1;
-	}
-	return pc_uint(args[0], names[0], limits[0], &numbers[0]) ||
-	       pc_uint(args[1], names[1], limits[1], &numbers[1]);
-}
-
-/* These two keep the interpreter lock: they are short, and taking it back may not be. */
-static PyObject *irq_line(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-	uint64_t numbers[2];
-	struct kc_error err;
-
-	if (two_numbers(args, nargs, "irq_line", (const char *const[]){ "gsi", "level" },
-			(const uint64_t[]){ UINT32_MAX, 1 }, numbers))
-		return NULL;
-	return done(self,
-		    kc_irq_line(vm_of(self), (uint32_t)numbers[0], (uint32_t)numbers[1], &err) < 0,
-		    &err);
-}
-
-static PyObject *signal_msi(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-	uint64_t numbers[2];
-	struct kc_error err;
-	int count;
-
-	if (two_numbers(args, nargs, "signal_msi", (const char *const[]){ "address", "data" },
-			(const uint64_t[]){ UINT64_MAX, UINT32_MAX }, numbers))
-		return NULL;
-	count = kc_irq_msi(vm_of(self), numbers[0], (uint32_t)numbers[1], &err);
-	return count < 0 ? fail_with(self, &err) : PyLong_FromLong(count);
-}
-
-static int parse_route(PyObject *route, struct kvm_irq_routing_entry *entry)
-{
-	PyObject *gsi_arg, *kind, *first, *second;
-	uint64_t gsi, a, b;
-	bool msi;
-
-	if (!PyTuple_Check(route) || PyTuple_GET_SIZE(route) != 4) {
-		PyErr_Format(PyExc_TypeError,
-			     "a route is (gsi, \"irqchip\", chip, pin) or (gsi, \"msi\", address, data), "
-			     "not %R",
-			     route);
-		return -1;
-	}
-	gsi_arg = PyTuple_GET_ITEM(route, 0);
-	kind = PyTuple_GET_ITEM(route, 1);
-	first = PyTuple_GET_ITEM(route, 2);
-	second = PyTuple_GET_ITEM(route, 3);
-	msi = PyUnicode_Check(kind) && !PyUnicode_CompareWithASCIIString(kind, "msi");
-	if (!msi && !(PyUnicode_Check(kind) && !PyUnicode_CompareWithASCIIString(kind, "irqchip"))) {
-		PyErr_Format(PyExc_ValueError, "a route's kind is 'irqchip' or 'msi', not %R", kind);
-		return -1;
-	}
-	if (pc_uint(gsi_arg, "a route's gsi", UINT32_MAX, &gsi) ||
-	    pc_uint(first, msi ? "a route's address" : "a route's chip",
-		    msi ? UINT64_MAX : UINT32_MAX, &a) ||
-	    pc_uint(second, msi ? "a route's data" : "a route's pin", UINT32_MAX, &b))
-		return -1;
-	entry->gsi = (uint32_t)gsi;
-	if (msi) {
-		entry->type = KVM_IRQ_ROUTING_MSI;
-		entry->u.msi.address_lo = (uint32_t)a;
-		entry->u.msi.address_hi = (uint32_t)(a >> 32);
-		entry->u.msi.data = (uint32_t)b;
-	} else {
-		entry->type = KVM_IRQ_ROUTING_IRQCHIP;
-		entry->u.irqchip.irqchip = (uint32_t)a;
-		entry->u.irqchip.pin = (uint32_t)b;
-	}
-	return 0;
-}
-
-static PyObject *set_gsi_routing(PyObject *self, PyObject *arg)
-{
-	kc_auto_free struct kvm_irq_routing_entry *entries = NULL;
-	PyObject *routes = PySequence_Tuple(arg); /* a copy: numbers' __index__ may change a list */
-	struct kc_error err;
-	struct pc_gil gil;
-	Py_ssize_t count;
-	int failed = 0;
-
-	if (!routes)
-		return NULL;
-	count = PyTuple_GET_SIZE(routes);
-	entries = calloc((size_t)count + 1, sizeof(*entries));
-	if (!entries) {
-		Py_DECREF(routes);
-		return PyErr_NoMemory();
-	}
-	for (Py_ssize_t i = 0; i < count && !failed; i++)
-		failed = parse_route(PyTuple_GET_ITEM(routes, i), &entries[i]);
-	Py_DECREF(routes);
-	if (failed)
-		return NULL;
-	pc_release(&gil, NULL);
-	failed = kc_irq_set_routing(vm_of(self), entries, (size_t)count, &err);
-	pc_acquire(&gil);
-	return done(self, failed, &err);
-}
-
-/* A file descriptor, or an object that has one; None: -1. */
-static int parse_fd(PyObject *value, int *fd)
-{
-	*fd = -1;
-	if (value == Py_None)
-		return 0;
-	*fd = PyObject_AsFileDescriptor(value);
-	return *fd < 0 ? -1 : 0;
-}
-
-static PyObject *irqfd(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-	static char *names[] = { "gsi", "fd", "resample", NULL };
-	PyObject *gsi_arg, *fd_arg = Py_None, *resample_arg = Py_None;
-	struct kc_error err;
-	struct pc_gil gil;
-	int fd, resample;
-	uint64_t gsi;
-
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:irqfd", names, &gsi_arg, &fd_arg,
-					 &resample_arg) ||
-	    pc_uint(gsi_arg, "gsi", UINT32_MAX, &gsi) || parse_fd(fd_arg, &fd) ||
-	    parse_fd(resample_arg, &resample))
-		return NULL;
-	pc_release(&gil, NULL);
-	fd = kc_irq_fd(vm_of(self), (uint32_t)gsi, fd, resample, false, &err);
-	pc_acquire(&gil);
-	return fd < 0 ? fail_with(self, &err) : PyLong_FromLong(fd);
-}
-
-static PyObject *remove_irqfd(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
-{
-	struct kc_error err;
-	struct pc_gil gil;
-	uint64_t gsi;
-	int fd;
-
-	if (nargs != 2) {
-		PyErr_Format(PyExc_TypeError, "remove_irqfd() takes a gsi and an fd, not %zd arguments",
-			     nargs);
-		return NULL;
-	}
-	if (pc_uint(args[0], "gsi", UINT32_MAX, &gsi))
-		return NULL;
-	fd = PyObject_AsFileDescriptor(args[1]);
-	if (fd < 0)
-		return NULL;
-	pc_release(&gil, NULL);
-	fd = kc_irq_fd(vm_of(self), (uint32_t)gsi, fd, -1, true, &err);
-	pc_acquire(&gil);
-	return done(self, fd < 0, &err);
-}
-
-/* ioeventfd() and remove_ioeventfd() differ in whether the fd may be missing. */
-static int set_ioeventfd(PyObject *self, PyObject *args, PyObject *kwargs, bool remove)
-{
-	static char *names[] = { "address", "size", "fd", "value", "io", NULL };
-	PyObject *address_arg, *size_arg, *fd_arg = Py_None, *value_arg = Py_None;
-	uint64_t address, size, value = 0;
-	struct kc_error err;
-	struct pc_gil gil;
-	int io = 0, fd;
-
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs,
-					 remove ? "OOO|$Op:remove_ioeventfd" : "OO|O$Op:ioeventfd",
-					 names, &address_arg, &size_arg, &fd_arg, &value_arg, &io) ||
-	    pc_u64(address_arg, "address", &address) || pc_uint(size_arg, "size", 8, &size) ||
-	    (value_arg != Py_None && pc_u64(value_arg, "value", &value)))
-		return -1;
-	if (remove && fd_arg == Py_None) {
-		PyErr_SetString(PyExc_TypeError, "remove_ioeventfd() needs the fd");
-		return -1;
-	}
-	if (parse_fd(fd_arg, &fd))
-		return -1;
-	pc_release(&gil, NULL);
-	fd = kc_irq_ioeventfd(vm_of(self), address, (uint32_t)size, fd,
-			      value_arg == Py_None ? NULL : &value, io, remove, &err);
-	pc_acquire(&gil);
-	if (fd < 0)
-		fail_with(self, &err);
-	return fd;
-}
-
-static PyObject *ioeventfd(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-	int fd = set_ioeventfd(self, args, kwargs, false);
-
-	return fd < 0 ? NULL : PyLong_FromLong(fd);
-}
-
-static PyObject *remove_ioeventfd(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-	if (set_ioeventfd(self, args, kwargs, true) < 0)
-		return NULL;
-	Py_RETURN_NONE;
 }
 
 /* ---- stopping and closing ---- */
@@ -774,12 +512,12 @@ static PyObject *schedule_inst_stop(PyObject *self, PyObject *arg)
 
 	if (pc_u64(arg, "insts", &insts))
 		return NULL;
-	return done(self, kc_vm_schedule_inst_stop(vm_of(self), insts, &err), &err);
+	return pc_vm_done(self, kc_vm_schedule_inst_stop(pc_vm_core(self), insts, &err), &err);
 }
 
 static PyObject *stop(PyObject *self, PyObject *unused)
 {
-	kc_vm_stop(vm_of(self));
+	kc_vm_stop(pc_vm_core(self));
 	Py_RETURN_NONE;
 }
 
@@ -787,9 +525,9 @@ static PyObject *fileno_(PyObject *self, PyObject *unused)
 {
 	struct kc_error err;
 
-	if (kc_vm_check(vm_of(self), &err))
-		return fail_with(self, &err);
-	return PyLong_FromLong(vm_of(self)->fd);
+	if (kc_vm_check(pc_vm_core(self), &err))
+		return pc_vm_fail(self, &err);
+	return PyLong_FromLong(pc_vm_core(self)->fd);
 }
 
 static PyObject *close_(PyObject *self, PyObject *unused)
@@ -802,8 +540,8 @@ static PyObject *enter(PyObject *self, PyObject *unused)
 {
 	struct kc_error err;
 
-	if (kc_vm_check(vm_of(self), &err))
-		return fail_with(self, &err);
+	if (kc_vm_check(pc_vm_core(self), &err))
+		return pc_vm_fail(self, &err);
 	return Py_NewRef(self);
 }
 
@@ -826,15 +564,15 @@ static PyMethodDef methods[] = {
 	{ "create_vcpu", KEYWORDS(create_vcpu), DOC_VM_create_vcpu },
 	{ "check_extension", check_extension, METH_O, DOC_VM_check_extension },
 	{ "enable_cap", KEYWORDS(enable_cap), DOC_VM_enable_cap },
-	{ "create_irqchip", create_irqchip, METH_NOARGS, DOC_VM_create_irqchip },
-	{ "create_pit", KEYWORDS(create_pit), DOC_VM_create_pit },
-	{ "irq_line", FAST(irq_line), DOC_VM_irq_line },
-	{ "signal_msi", FAST(signal_msi), DOC_VM_signal_msi },
-	{ "set_gsi_routing", set_gsi_routing, METH_O, DOC_VM_set_gsi_routing },
-	{ "irqfd", KEYWORDS(irqfd), DOC_VM_irqfd },
-	{ "remove_irqfd", FAST(remove_irqfd), DOC_VM_remove_irqfd },
-	{ "ioeventfd", KEYWORDS(ioeventfd), DOC_VM_ioeventfd },
-	{ "remove_ioeventfd", KEYWORDS(remove_ioeventfd), DOC_VM_remove_ioeventfd },
+	{ "create_irqchip", pc_vm_create_irqchip, METH_NOARGS, DOC_VM_create_irqchip },
+	{ "create_pit", KEYWORDS(pc_vm_create_pit), DOC_VM_create_pit },
+	{ "irq_line", FAST(pc_vm_irq_line), DOC_VM_irq_line },
+	{ "signal_msi", FAST(pc_vm_signal_msi), DOC_VM_signal_msi },
+	{ "set_gsi_routing", pc_vm_set_gsi_routing, METH_O, DOC_VM_set_gsi_routing },
+	{ "irqfd", KEYWORDS(pc_vm_irqfd), DOC_VM_irqfd },
+	{ "remove_irqfd", FAST(pc_vm_remove_irqfd), DOC_VM_remove_irqfd },
+	{ "ioeventfd", KEYWORDS(pc_vm_ioeventfd), DOC_VM_ioeventfd },
+	{ "remove_ioeventfd", KEYWORDS(pc_vm_remove_ioeventfd), DOC_VM_remove_ioeventfd },
 	{ "schedule_inst_stop", schedule_inst_stop, METH_O, DOC_VM_schedule_inst_stop },
 	{ "stop", stop, METH_NOARGS, DOC_VM_stop },
 	{ "fileno", fileno_, METH_NOARGS, DOC_VM_fileno },
