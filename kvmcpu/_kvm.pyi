@@ -236,7 +236,7 @@ class VM:
         """The memory slots, in the order of their addresses."""
     @property
     def vcpus(self) -> tuple[Vcpu, ...]:
-        """The vCPUs that exist, in the order of their ids."""
+        """The vCPUs whose objects live, in the order of their ids."""
     @property
     def ranges(self) -> tuple[BusRange, ...]:
         """The ranges on the bus: port space first, then memory space, in the order of addresses."""
@@ -350,7 +350,7 @@ class VM:
         | None = "supported",
         num_threads: int = 1,
     ) -> Vcpu:
-        """Make a vCPU.
+        """Make a vCPU. It lives as long as its object: keep that.
 
         id: the kernel's number for it, by default the next free one; an id cannot be
         used twice in a VM's life. start=False only constructs it (vcpu.md V4): call
@@ -437,8 +437,9 @@ class VM:
     def close(self) -> None:
         """Stop the vCPUs, wait for their threads to leave them, and free everything the kernel holds.
 
-        In a handler it takes effect when the run ends. Views of memory stay valid.
-        Closing twice does nothing.
+        In a handler it takes effect when the run ends. Events that wait in its queue are
+        dropped, ranges are taken off the bus. Views of memory stay valid. Closing twice
+        does nothing.
         """
     def __enter__(self) -> VM: ...
     def __exit__(
@@ -855,7 +856,8 @@ class Vcpu:
         """Run the guest: steps (``tick()``) until something stops it. Returns the ticks that passed.
 
         It stops when the ticks have passed; when the CPU has gone Idle and nothing is
-        left that can wake it; at an exit that nobody handles; when ``stop()`` was
+        left that can wake it (no event, no other vCPU that runs), also before the ticks
+        have passed; at an exit that nobody handles; when ``stop()`` was
         called, a drain is done, or an instruction stop is reached. ``stop_reason``
         says which. An exit that is an error raises a GuestError; what a handler
         raises comes out as it is; the vCPU can then be looked at and run again. The
