@@ -49,10 +49,12 @@ static int check_range(enum kc_space space, uint64_t base, uint64_t size, struct
 		return kc_fail(err, KC_ERR_VALUE, "a range of size 0");
 	if (space == KC_IO && (base > 0xffff || size > 0x10000 - base))
 		return kc_fail(err, KC_ERR_VALUE,
-			       "ports %#" PRIx64 " and %#" PRIx64 " more: there are ports 0 to 0xffff",
+			       "ports %#" PRIx64 " and %#" PRIx64
+			       " more: there are ports 0 to 0xffff",
 			       base, size - 1);
 	if (size - 1 > UINT64_MAX - base)
-		return kc_fail(err, KC_ERR_VALUE, "the range reaches beyond the end of the address space");
+		return kc_fail(err, KC_ERR_VALUE,
+			       "the range reaches beyond the end of the address space");
 	return 0;
 }
 
@@ -67,21 +69,22 @@ static int set_zone(struct kc_vm *vm, const struct kc_range *range, bool on, str
 	int supported;
 
 	if (!on)
-		return kc_vm_ioctl(vm, KVM_UNREGISTER_COALESCED_MMIO, "KVM_UNREGISTER_COALESCED_MMIO",
-				   &zone, err);
-	supported = kc_kvm_check_extension(vm->kvm, range->space == KC_IO ? KVM_CAP_COALESCED_PIO :
-									    KVM_CAP_COALESCED_MMIO,
-					   err);
+		return kc_vm_ioctl(vm, KVM_UNREGISTER_COALESCED_MMIO,
+				   "KVM_UNREGISTER_COALESCED_MMIO", &zone, err);
+	supported = kc_kvm_check_extension(
+		vm->kvm, range->space == KC_IO ? KVM_CAP_COALESCED_PIO : KVM_CAP_COALESCED_MMIO,
+		err);
 	if (supported < 0)
 		return -1;
 	if (!supported)
-		return kc_fail(err, KC_ERR_UNSUPPORTED,
-			       "this kernel does not coalesce writes (%s): map the range without it",
-			       range->space == KC_IO ? "KVM_CAP_COALESCED_PIO" :
-						       "KVM_CAP_COALESCED_MMIO");
+		return kc_fail(
+			err, KC_ERR_UNSUPPORTED,
+			"this kernel does not coalesce writes (%s): map the range without it",
+			range->space == KC_IO ? "KVM_CAP_COALESCED_PIO" : "KVM_CAP_COALESCED_MMIO");
 	if (range->size > UINT32_MAX)
 		return kc_fail(err, KC_ERR_VALUE, "a coalesced range is smaller than 4 GiB");
-	return kc_vm_ioctl(vm, KVM_REGISTER_COALESCED_MMIO, "KVM_REGISTER_COALESCED_MMIO", &zone, err);
+	return kc_vm_ioctl(vm, KVM_REGISTER_COALESCED_MMIO, "KVM_REGISTER_COALESCED_MMIO", &zone,
+			   err);
 }
 
 static int insert(struct kc_vm *vm, struct kc_range *range, struct kc_error *err)
@@ -93,8 +96,8 @@ static int insert(struct kc_vm *vm, struct kc_range *range, struct kc_error *err
 		return kc_fail(err, KC_ERR_CLOSED, "the VM was closed");
 	if (at < bus->count && bus->ranges[at]->base <= last_address(range))
 		return kc_fail(err, KC_ERR_VALUE,
-			       "%s %#" PRIx64 "-%#" PRIx64 " overlaps the range %#" PRIx64 "-%#" PRIx64
-			       ": remove that first",
+			       "%s %#" PRIx64 "-%#" PRIx64 " overlaps the range %#" PRIx64
+			       "-%#" PRIx64 ": remove that first",
 			       range->space == KC_IO ? "ports" : "addresses", range->base,
 			       last_address(range), bus->ranges[at]->base,
 			       last_address(bus->ranges[at]));
@@ -227,8 +230,7 @@ void kc_access_set_value(struct kc_access *access, uint64_t value)
 	memcpy(access->data, &value, access->size < 8 ? access->size : 8);
 }
 
-static kc_cold int call_each(struct kc_range *range, struct kc_access *access,
-			     struct kc_error *err)
+static kc_cold int call_each(struct kc_range *range, struct kc_access *access, struct kc_error *err)
 {
 	struct kc_access item = *access;
 	int failed = 0;

@@ -27,20 +27,20 @@ static inline void kc_cleanup_unlock(pthread_mutex_t **mutex)
 #define kc_auto_close __attribute__((cleanup(kc_cleanup_close)))
 
 /* Hold a pthread mutex to the end of the enclosing block. */
-#define kc_hold(m)                                                                                \
-	pthread_mutex_t *kc_held_ __attribute__((cleanup(kc_cleanup_unlock), unused)) =           \
-		(pthread_mutex_lock(m), (m))
+#define kc_hold(m)                                                                                 \
+	pthread_mutex_t *kc_held_                                                                  \
+		__attribute__((cleanup(kc_cleanup_unlock), unused)) = (pthread_mutex_lock(m), (m))
 
 /* For what every exit passes through: without a call of its own, and what is rare out of its way. */
 #define kc_hot static inline __attribute__((always_inline))
 #define kc_cold __attribute__((noinline))
 
 /* Hand a pointer on: the value, and the variable no longer owns it. */
-#define kc_move(p)                                                                                \
-	__extension__({                                                                           \
-		__typeof__(p) moved_ = (p);                                                       \
-		(p) = NULL;                                                                       \
-		moved_;                                                                           \
+#define kc_move(p)                                                                                 \
+	__extension__({                                                                            \
+		__typeof__(p) moved_ = (p);                                                        \
+		(p) = NULL;                                                                        \
+		moved_;                                                                            \
 	})
 
 #endif

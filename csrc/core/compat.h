@@ -41,7 +41,7 @@ struct kc_memory_fault {
 #ifndef KVM_REG_X86
 #define KVM_REG_X86 0x2000000000000000ULL
 #endif
-#define KC_X86_REG_MSR(index)                                                                     \
+#define KC_X86_REG_MSR(index)                                                                      \
 	(KVM_REG_X86 | KVM_REG_SIZE_U64 | (uint64_t)KVM_X86_REG_TYPE_MSR << 32 | (index))
 
 #endif

@@ -152,9 +152,9 @@ void *kc_context_read(struct kc_vcpu *vcpu, unsigned int i, struct kc_error *err
 
 	if (!(context->present & BIT(i))) {
 		kc_fail(err, KC_ERR_UNSUPPORTED, "this vCPU has no %s%s", kc_arch_files[i].name,
-			kc_arch_files[i].needs_irqchip ?
-				": the VM has no interrupt controller in the kernel" :
-				": the kernel lacks the interface");
+			kc_arch_files[i].needs_irqchip
+				? ": the VM has no interrupt controller in the kernel"
+				: ": the kernel lacks the interface");
 		return NULL;
 	}
 	if (!allocate(vcpu, i, err))
@@ -221,7 +221,8 @@ int kc_context_refused(struct kc_vcpu *vcpu, struct kc_error *err)
 		if (!(vcpu->run->kvm_dirty_regs & kc_arch_files[i].sync))
 			continue;
 		vcpu->run->kvm_dirty_regs = 0;
-		kc_fail(err, KC_ERR_OS, "KVM_RUN: the kernel refuses the vCPU's %s: Invalid argument",
+		kc_fail(err, KC_ERR_OS,
+			"KVM_RUN: the kernel refuses the vCPU's %s: Invalid argument",
 			kc_arch_files[i].name);
 		err->os_errno = EINVAL;
 		return -1;

@@ -117,9 +117,10 @@ int kc_counters_read(struct kc_counters *counters, uint64_t *cycles, uint64_t *i
 	if (got < 0)
 		return kc_fail_os(err, "reading the counters");
 	if (got < (ssize_t)(2 * sizeof(*values)))
-		return kc_fail(err, KC_ERR_UNSUPPORTED,
-			       "the counters are not running: another user took them away (a watchdog, "
-			       "another profiler); use time_source=\"tsc\"");
+		return kc_fail(
+			err, KC_ERR_UNSUPPORTED,
+			"the counters are not running: another user took them away (a watchdog, "
+			"another profiler); use time_source=\"tsc\"");
 	now_insts = counters->hardware ? values[2] : values[1];
 	*cycles = values[1] - counters->last_cycles;
 	*insts = now_insts - counters->last_insts;

@@ -85,7 +85,8 @@ int kc_vcpu_resume(struct kc_vcpu *vcpu, struct kc_error *err)
 	if (kc_vcpu_check(vcpu, err))
 		return -1;
 	if (vcpu->switched_out)
-		return kc_fail(err, KC_ERR_STATE, "%s is switched out: it cannot go on", vcpu->name);
+		return kc_fail(err, KC_ERR_STATE, "%s is switched out: it cannot go on",
+			       vcpu->name);
 	atomic_fetch_and(&vcpu->requests, ~KC_REQUEST_DRAIN);
 	vcpu->draining = vcpu->drained = false;
 	if (vcpu->status == KC_IDLE && vcpu->active) {
@@ -102,7 +103,8 @@ int kc_vcpu_switch_out(struct kc_vcpu *vcpu, struct kc_error *err)
 	if (kc_vcpu_check(vcpu, err))
 		return -1;
 	if (!vcpu->drained)
-		return kc_fail(err, KC_ERR_STATE, "%s is not drained: drain() it first", vcpu->name);
+		return kc_fail(err, KC_ERR_STATE, "%s is not drained: drain() it first",
+			       vcpu->name);
 	vcpu->switched_out = true;
 	kc_trace(vcpu, Drain, "switched out");
 	return 0;

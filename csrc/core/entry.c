@@ -83,9 +83,9 @@ static kc_cold int bound(struct kc_vcpu *vcpu, uint64_t ticks, struct kc_error *
 	vcpu->kick.expected = true;
 	kc_trace(vcpu, KvmTimer, "armed for %.0f ns",
 		 (double)(int64_t)(until - now) / vcpu->hostclock_per_ns);
-	return kc_timer_arm(&vcpu->timer,
-			    until > now ? (uint64_t)((double)(until - now) / vcpu->hostclock_per_ns) : 1,
-			    err);
+	return kc_timer_arm(
+		&vcpu->timer,
+		until > now ? (uint64_t)((double)(until - now) / vcpu->hostclock_per_ns) : 1, err);
 }
 
 /* ---- single steps and breakpoints ---- */
@@ -94,7 +94,8 @@ kc_hot int set_debug(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kvm_guest_debug debug;
 
-	if (__builtin_expect(!(vcpu->debug.control | vcpu->told_debug.control) && !vcpu->stepping, 1))
+	if (__builtin_expect(!(vcpu->debug.control | vcpu->told_debug.control) && !vcpu->stepping,
+			     1))
 		return 0;
 	debug = vcpu->debug;
 	if (vcpu->stepping)
@@ -133,9 +134,9 @@ static int read_source(struct kc_vcpu *vcpu, uint64_t *count, struct kc_error *e
 	case KC_TIME_PERF:
 		/* A counter that excludes the host needs no reading before. */
 		*count = 0;
-		return vcpu->counters.guest_only ?
-			       0 :
-			       kc_counters_read(&vcpu->counters, count, &insts, err);
+		return vcpu->counters.guest_only
+			       ? 0
+			       : kc_counters_read(&vcpu->counters, count, &insts, err);
 	default:
 		*count = kc_hostclock();
 		return 0;
@@ -185,8 +186,9 @@ static kc_cold int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
 	case EINVAL:
 		return kc_context_refused(vcpu, err);
 	case EIO:
-		return kc_fail(err, KC_ERR_FORKED,
-			       "KVM_RUN: this process is not the one that made the virtual machine");
+		return kc_fail(
+			err, KC_ERR_FORKED,
+			"KVM_RUN: this process is not the one that made the virtual machine");
 	}
 	return kc_fail_os(err, "KVM_RUN");
 }
@@ -235,10 +237,10 @@ kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 		    kc_scale_on(count, vcpu->cycles_per_count, &vcpu->cycle_fraction));
 	kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
 	kc_exit_note(vcpu, vcpu->next_step + *passed);
-	if (!failed && __builtin_expect((vcpu->time_source == KC_TIME_TSC ? before + count :
-									    kc_hostclock()) >=
-						vcpu->kick.ask_at,
-					0))
+	if (!failed &&
+	    __builtin_expect((vcpu->time_source == KC_TIME_TSC ? before + count : kc_hostclock()) >=
+				     vcpu->kick.ask_at,
+			     0))
 		return kc_kick_host_signals(vcpu, err);
 	return failed;
 }

@@ -12,14 +12,46 @@
 const char *kc_exit_name(uint32_t reason)
 {
 	static const char *const names[] = {
-		"UNKNOWN",	  "EXCEPTION",	    "IO",	     "HYPERCALL",	"DEBUG",
-		"HLT",		  "MMIO",	    "IRQ_WINDOW_OPEN", "SHUTDOWN",	"FAIL_ENTRY",
-		"INTR",		  "SET_TPR",	    "TPR_ACCESS",    "S390_SIEIC",	"S390_RESET",
-		"DCR",		  "NMI",	    "INTERNAL_ERROR", "OSI",		"PAPR_HCALL",
-		"S390_UCONTROL",  "WATCHDOG",	    "S390_TSCH",     "EPR",		"SYSTEM_EVENT",
-		"S390_STSI",	  "IOAPIC_EOI",	    "HYPERV",	     "ARM_NISV",	"X86_RDMSR",
-		"X86_WRMSR",	  "DIRTY_RING_FULL", "AP_RESET_HOLD", "X86_BUS_LOCK",	"XEN",
-		"RISCV_SBI",	  "RISCV_CSR",	    "NOTIFY",	     "LOONGARCH_IOCSR", "MEMORY_FAULT",
+		"UNKNOWN",
+		"EXCEPTION",
+		"IO",
+		"HYPERCALL",
+		"DEBUG",
+		"HLT",
+		"MMIO",
+		"IRQ_WINDOW_OPEN",
+		"SHUTDOWN",
+		"FAIL_ENTRY",
+		"INTR",
+		"SET_TPR",
+		"TPR_ACCESS",
+		"S390_SIEIC",
+		"S390_RESET",
+		"DCR",
+		"NMI",
+		"INTERNAL_ERROR",
+		"OSI",
+		"PAPR_HCALL",
+		"S390_UCONTROL",
+		"WATCHDOG",
+		"S390_TSCH",
+		"EPR",
+		"SYSTEM_EVENT",
+		"S390_STSI",
+		"IOAPIC_EOI",
+		"HYPERV",
+		"ARM_NISV",
+		"X86_RDMSR",
+		"X86_WRMSR",
+		"DIRTY_RING_FULL",
+		"AP_RESET_HOLD",
+		"X86_BUS_LOCK",
+		"XEN",
+		"RISCV_SBI",
+		"RISCV_CSR",
+		"NOTIFY",
+		"LOONGARCH_IOCSR",
+		"MEMORY_FAULT",
 		"TDX",
 	};
 
@@ -52,7 +84,8 @@ void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
 		break;
 	case KVM_EXIT_MMIO:
 		record->address = run->mmio.phys_addr;
-		record->size = run->mmio.is_write ? (int32_t)run->mmio.len : -(int32_t)run->mmio.len;
+		record->size = run->mmio.is_write ? (int32_t)run->mmio.len
+						  : -(int32_t)run->mmio.len;
 		if (run->mmio.is_write)
 			record->data = kc_bytes_value(run->mmio.data, run->mmio.len);
 		break;
@@ -86,7 +119,7 @@ void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
 
 /* Nobody is at the address (V16). 0: the access is over, -1: an error, the exit stays to be serviced. */
 static kc_cold int unassigned(struct kc_vcpu *vcpu, enum kc_space space, uint64_t address,
-		      struct kc_access *access, struct kc_error *err)
+			      struct kc_access *access, struct kc_error *err)
 {
 	kc_stat_add(&vcpu->stats, KC_STAT_unassigned, 1);
 	if (atomic_load_explicit(&vcpu->vm->unassigned_ones, memory_order_relaxed)) {
@@ -148,7 +181,8 @@ kc_hot int service_io(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *
 
 	if (run->io.data_offset > vcpu->run_size ||
 	    (uint64_t)access.size * access.count > vcpu->run_size - run->io.data_offset)
-		return kc_fail(err, KC_ERR_GUEST, "the kernel's I/O data lie outside the run structure");
+		return kc_fail(err, KC_ERR_GUEST,
+			       "the kernel's I/O data lie outside the run structure");
 	return access_bus(vcpu, KC_IO, run->io.port, &access, latency, err);
 }
 
@@ -193,7 +227,8 @@ int kc_exit_drain_ring(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error 
 		enum kc_space space = entry.pio ? KC_IO : KC_MMIO;
 
 		/* Taken before it is delivered: a device that runs another vCPU comes here again. */
-		__atomic_store_n(&ring->first, (ring->first + 1) % vcpu->ring_capacity, __ATOMIC_RELEASE);
+		__atomic_store_n(&ring->first, (ring->first + 1) % vcpu->ring_capacity,
+				 __ATOMIC_RELEASE);
 		if (entry.len <= sizeof(entry.data)) {
 			failed = kc_bus_access(vm, space, entry.phys_addr, &access, err);
 			kc_stat_add(&vcpu->stats, KC_STAT_coalesced_mmio, 1);
@@ -214,22 +249,26 @@ static kc_cold int guest_error(struct kc_vcpu *vcpu, struct kc_error *err)
 
 	switch (run->exit_reason) {
 	case KVM_EXIT_UNKNOWN:
-		return kc_fail(err, KC_ERR_GUEST,
-			       "%s: an exit that the kernel does not know, hardware exit reason %#llx, "
-			       "pc %#" PRIx64,
-			       vcpu->name, run->hw.hardware_exit_reason, pc);
+		return kc_fail(
+			err, KC_ERR_GUEST,
+			"%s: an exit that the kernel does not know, hardware exit reason %#llx, "
+			"pc %#" PRIx64,
+			vcpu->name, run->hw.hardware_exit_reason, pc);
 	case KVM_EXIT_EXCEPTION:
-		return kc_fail(err, KC_ERR_GUEST, "%s: unhandled exception %u, error code %#x, pc %#" PRIx64,
+		return kc_fail(err, KC_ERR_GUEST,
+			       "%s: unhandled exception %u, error code %#x, pc %#" PRIx64,
 			       vcpu->name, run->ex.exception, run->ex.error_code, pc);
 	case KVM_EXIT_SHUTDOWN:
-		return kc_fail(err, KC_ERR_GUEST,
-			       "%s: shutdown, a triple fault: an exception came up while the double "
-			       "fault's handler was called, pc %#" PRIx64,
-			       vcpu->name, pc);
+		return kc_fail(
+			err, KC_ERR_GUEST,
+			"%s: shutdown, a triple fault: an exception came up while the double "
+			"fault's handler was called, pc %#" PRIx64,
+			vcpu->name, pc);
 	case KVM_EXIT_FAIL_ENTRY:
-		return kc_fail(err, KC_ERR_GUEST,
-			       "%s: the hardware refuses to enter the guest, reason %#llx, pc %#" PRIx64,
-			       vcpu->name, run->fail_entry.hardware_entry_failure_reason, pc);
+		return kc_fail(
+			err, KC_ERR_GUEST,
+			"%s: the hardware refuses to enter the guest, reason %#llx, pc %#" PRIx64,
+			vcpu->name, run->fail_entry.hardware_entry_failure_reason, pc);
 	case KVM_EXIT_INTERNAL_ERROR: {
 		static const char *const texts[] = {
 			[0] = "an unknown error",
@@ -241,14 +280,15 @@ static kc_cold int guest_error(struct kc_vcpu *vcpu, struct kc_error *err)
 		uint32_t sub = run->internal.suberror;
 
 		return kc_fail(err, KC_ERR_GUEST, "%s: KVM internal error %u, %s, pc %#" PRIx64,
-			       vcpu->name, sub, texts[sub < sizeof(texts) / sizeof(texts[0]) ? sub : 0],
-			       pc);
+			       vcpu->name, sub,
+			       texts[sub < sizeof(texts) / sizeof(texts[0]) ? sub : 0], pc);
 	}
 	case KVM_EXIT_HYPERCALL:
-		return kc_fail(err, KC_ERR_GUEST,
-			       "%s: hypercall %#llx, pc %#" PRIx64
-			       ", and nobody handles it: set_exit_handler(ExitReason.HYPERCALL, ...)",
-			       vcpu->name, run->hypercall.nr, pc);
+		return kc_fail(
+			err, KC_ERR_GUEST,
+			"%s: hypercall %#llx, pc %#" PRIx64
+			", and nobody handles it: set_exit_handler(ExitReason.HYPERCALL, ...)",
+			vcpu->name, run->hypercall.nr, pc);
 	default:
 		return kc_fail(err, KC_ERR_GUEST,
 			       "%s: exit %s (%u), pc %#" PRIx64

@@ -17,7 +17,7 @@ static inline bool kc_exit_ring_filled(const struct kc_vcpu *vcpu)
 	/* The ring is in a page of its own: where nothing coalesces, an exit does not touch it. */
 	return atomic_load_explicit(&vcpu->vm->coalesces, memory_order_relaxed) && vcpu->ring &&
 	       __atomic_load_n(&vcpu->ring->last, __ATOMIC_ACQUIRE) !=
-				     __atomic_load_n(&vcpu->ring->first, __ATOMIC_RELAXED);
+		       __atomic_load_n(&vcpu->ring->first, __ATOMIC_RELAXED);
 }
 
 /* Deliver what the coalesced ring holds (V15); adds to *latency. */

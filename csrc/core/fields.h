@@ -24,15 +24,20 @@ struct kc_field {
 	const char *type; /* KC_FIELD_STRUCT: the structure's public name */
 };
 
-#define KC_FIELD(structure, member)                                                               \
-	{ #member, KC_FIELD_UINT, offsetof(structure, member), sizeof(((structure *)0)->member), 0,   \
+#define KC_FIELD(structure, member)                                                                 \
+	{ #member, KC_FIELD_UINT, offsetof(structure, member), sizeof(((structure *)0)->member), 0, \
+	  NULL,	   NULL }
+#define KC_FIELD_AS(name, structure, member)                                                       \
+	{ name, KC_FIELD_UINT, offsetof(structure, member), sizeof(((structure *)0)->member), 0,   \
 	  NULL, NULL }
-#define KC_FIELD_AS(name, structure, member)                                                      \
-	{ name, KC_FIELD_UINT, offsetof(structure, member), sizeof(((structure *)0)->member), 0,      \
-	  NULL, NULL }
-#define KC_FIELD_NESTED(structure, member, table, type)                                           \
-	{ #member, KC_FIELD_STRUCT, offsetof(structure, member),                                  \
-	  sizeof(((structure *)0)->member), 0, table, type }
+#define KC_FIELD_NESTED(structure, member, table, type)                                            \
+	{ #member,                                                                                 \
+	  KC_FIELD_STRUCT,                                                                         \
+	  offsetof(structure, member),                                                             \
+	  sizeof(((structure *)0)->member),                                                        \
+	  0,                                                                                       \
+	  table,                                                                                   \
+	  type }
 #define KC_FIELDS_END { NULL, KC_FIELD_END, 0, 0, 0, NULL, NULL }
 
 /*

@@ -58,7 +58,8 @@ void kc_vcpu_add_insts(struct kc_vcpu *vcpu, uint64_t n)
 	atomic_store_explicit(&vcpu->insts, insts + n, memory_order_relaxed);
 	kc_stat_add(&vcpu->stats, KC_STAT_insts, n);
 	atomic_fetch_add_explicit(&vm->insts, n, memory_order_relaxed);
-	if (__builtin_expect(atomic_load_explicit(&vm->inst_budget, memory_order_relaxed) == KC_NEVER &&
+	if (__builtin_expect(atomic_load_explicit(&vm->inst_budget, memory_order_relaxed) ==
+					     KC_NEVER &&
 				     !vcpu->has_ticket,
 			     1))
 		return;
@@ -168,7 +169,8 @@ static int run_until_overflow(struct kc_vcpu *vcpu, uint64_t rest, struct kc_err
 	vcpus = vcpu->vm->vcpu_count;
 	pthread_mutex_unlock(&vcpu->vm->lock);
 	vcpu->kick.expected = true;
-	return kc_counters_set_period(&vcpu->counters, (rest - SKID) / (vcpus ? vcpus : 1) + 1, err);
+	return kc_counters_set_period(&vcpu->counters, (rest - SKID) / (vcpus ? vcpus : 1) + 1,
+				      err);
 }
 
 static int begin_step(struct kc_vcpu *vcpu, struct kc_error *err)
@@ -208,7 +210,8 @@ int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 		return 0;
 	} else {
 		vcpu->stepping = steps || !counter_counts(vcpu) || rest <= SKID;
-		result = vcpu->stepping ? begin_step(vcpu, err) : run_until_overflow(vcpu, rest, err);
+		result = vcpu->stepping ? begin_step(vcpu, err)
+					: run_until_overflow(vcpu, rest, err);
 	}
 	if (__builtin_expect(vcpu->stepping || (vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP) ||
 				     vcpu->stale_halt,
@@ -276,7 +279,8 @@ void kc_insts_after_step(struct kc_vcpu *vcpu, uint64_t ticks)
 	switch (run->exit_reason) {
 	case KVM_EXIT_DEBUG:
 		if (!kc_arch_is_single_step(vcpu)) {
-			step_not_done(vcpu); /* a breakpoint of the user's, before the instruction */
+			step_not_done(
+				vcpu); /* a breakpoint of the user's, before the instruction */
 			break;
 		}
 		vcpu->status = KC_RUNNING;
@@ -311,7 +315,8 @@ int kc_vcpu_schedule_inst_stop(struct kc_vcpu *vcpu, uint64_t insts, struct kc_e
 	if (kc_vcpu_check(vcpu, err))
 		return -1;
 	if (!insts || insts >= KC_NEVER - now)
-		return kc_fail(err, KC_ERR_VALUE, "an instruction stop is at least 1 instruction away");
+		return kc_fail(err, KC_ERR_VALUE,
+			       "an instruction stop is at least 1 instruction away");
 	vcpu->inst_stop = now + insts;
 	return 0;
 }

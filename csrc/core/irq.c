@@ -27,8 +27,9 @@ static int need_chip(struct kc_vm *vm, struct kc_error *err)
 		return -1;
 	if (vm->irqchip)
 		return 0;
-	return kc_fail(err, KC_ERR_STATE,
-		       "the VM has no interrupt controller in the kernel: call create_irqchip() first");
+	return kc_fail(
+		err, KC_ERR_STATE,
+		"the VM has no interrupt controller in the kernel: call create_irqchip() first");
 }
 
 int kc_irq_create_pit(struct kc_vm *vm, bool speaker_dummy, struct kc_error *err)
@@ -42,7 +43,8 @@ int kc_irq_create_pit(struct kc_vm *vm, bool speaker_dummy, struct kc_error *err
 #else
 	(void)vm;
 	(void)speaker_dummy;
-	return kc_fail(err, KC_ERR_UNSUPPORTED, "KVM_CREATE_PIT2: this architecture has no 8254 timer");
+	return kc_fail(err, KC_ERR_UNSUPPORTED,
+		       "KVM_CREATE_PIT2: this architecture has no 8254 timer");
 #endif
 }
 
@@ -134,7 +136,8 @@ int kc_irq_ioeventfd(struct kc_vm *vm, uint64_t address, uint32_t size, int fd,
 	};
 
 	if (size != 0 && size != 1 && size != 2 && size != 4 && size != 8)
-		return kc_fail(err, KC_ERR_VALUE, "size %u: it is 0 (any), 1, 2, 4 or 8 bytes", size);
+		return kc_fail(err, KC_ERR_VALUE, "size %u: it is 0 (any), 1, 2, 4 or 8 bytes",
+			       size);
 	if (value && !size)
 		return kc_fail(err, KC_ERR_VALUE, "a value can only match writes of a known size");
 	if (value && size < 8 && *value >> (size * 8))

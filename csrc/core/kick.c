@@ -95,7 +95,8 @@ static int tell_kvm(struct kc_vcpu *vcpu, struct kc_error *err)
 static void ask_later(struct kc_vcpu *vcpu)
 {
 	vcpu->kick.ask_at =
-		own_is_first ? kc_hostclock() + (uint64_t)(KC_ASK_NS * vcpu->hostclock_per_ns) : UINT64_MAX;
+		own_is_first ? kc_hostclock() + (uint64_t)(KC_ASK_NS * vcpu->hostclock_per_ns)
+			     : UINT64_MAX;
 }
 
 int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
@@ -105,7 +106,8 @@ int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 
 	if (atomic_load(&kick->thread))
 		return kc_fail(err, KC_ERR_STATE,
-			       "%s is inside a run already: a handler cannot run it again", vcpu->name);
+			       "%s is inside a run already: a handler cannot run it again",
+			       vcpu->name);
 	all_signals(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &kick->own);
 	if (tell_kvm(vcpu, err)) {
@@ -210,7 +212,8 @@ bool kc_kick_consume(struct kc_vcpu *vcpu)
 
 void kc_kick_wait(struct kc_vcpu *vcpu, uint64_t ns)
 {
-	struct timespec time = { .tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000) };
+	struct timespec time = { .tv_sec = (time_t)(ns / 1000000000),
+				 .tv_nsec = (long)(ns % 1000000000) };
 	sigset_t set;
 
 	kick_only(&set);
@@ -223,7 +226,8 @@ void kc_kick_open(struct kc_vcpu *vcpu)
 	struct kc_kick *kick = &vcpu->kick;
 	sigset_t mask;
 
-	if (kick->open || kick->keep_shut || !atomic_load_explicit(&kick->thread, memory_order_relaxed))
+	if (kick->open || kick->keep_shut ||
+	    !atomic_load_explicit(&kick->thread, memory_order_relaxed))
 		return;
 	mask = kick->own;
 	sigaddset(&mask, kc_kick_signal());

@@ -34,9 +34,10 @@ int kc_check_fork(unsigned int made_in, struct kc_error *err)
 {
 	if (made_in == kc_fork_generation())
 		return 0;
-	return kc_fail(err, KC_ERR_FORKED,
-		       "this process is a fork of the one that made this object, and the kernel ties "
-		       "a virtual machine to the process that made it: open /dev/kvm anew in the child");
+	return kc_fail(
+		err, KC_ERR_FORKED,
+		"this process is a fork of the one that made this object, and the kernel ties "
+		"a virtual machine to the process that made it: open /dev/kvm anew in the child");
 }
 
 static int open_device(const char *path, struct kc_error *err)
@@ -90,7 +91,8 @@ int kc_kvm_open(const char *path, struct kc_kvm **out, struct kc_error *err)
 	version = ioctl(fd, KVM_GET_API_VERSION, 0);
 	if (version < 0) {
 		kc_fail(err, KC_ERR_NOT_KVM,
-			"%s is not a KVM device but some other file: KVM_GET_API_VERSION fails", path);
+			"%s is not a KVM device but some other file: KVM_GET_API_VERSION fails",
+			path);
 		err->os_errno = ENOTTY;
 		return -1;
 	}

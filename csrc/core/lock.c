@@ -25,8 +25,8 @@ void kc_mutex_wait(struct kc_mutex *mutex)
 		uint32_t free = 0;
 
 		if (atomic_load_explicit(&mutex->state, memory_order_relaxed) == 0 &&
-		    atomic_compare_exchange_weak_explicit(&mutex->state, &free, 1, memory_order_acquire,
-							  memory_order_relaxed))
+		    atomic_compare_exchange_weak_explicit(
+			    &mutex->state, &free, 1, memory_order_acquire, memory_order_relaxed))
 			return;
 		pause_processor();
 	}

@@ -36,7 +36,8 @@ static inline void kc_mutex_lock(struct kc_mutex *mutex)
 
 static inline void kc_mutex_unlock(struct kc_mutex *mutex)
 {
-	if (__builtin_expect(atomic_exchange_explicit(&mutex->state, 0, memory_order_release) == 2, 0))
+	if (__builtin_expect(atomic_exchange_explicit(&mutex->state, 0, memory_order_release) == 2,
+			     0))
 		kc_mutex_wake(mutex);
 }
 
@@ -46,9 +47,9 @@ static inline void kc_mutex_cleanup(struct kc_mutex **mutex)
 }
 
 /* Hold it to the end of the enclosing block. */
-#define kc_hold_mutex(m)                                                                          \
-	struct kc_mutex *kc_held_mutex_ __attribute__((cleanup(kc_mutex_cleanup), unused)) =      \
-		(kc_mutex_lock(m), (m))
+#define kc_hold_mutex(m)                                                                           \
+	struct kc_mutex *kc_held_mutex_                                                            \
+		__attribute__((cleanup(kc_mutex_cleanup), unused)) = (kc_mutex_lock(m), (m))
 
 /* A recursive one. The device lock is one: an access holds it, and what the device calls may take it again. */
 struct kc_lock {

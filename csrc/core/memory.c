@@ -28,7 +28,8 @@ static int check_size(size_t size, struct kc_error *err)
 			       "the size %#zx is not a multiple of the page size, %#zx", size,
 			       kc_page_size());
 	if (size > PTRDIFF_MAX)
-		return kc_fail(err, KC_ERR_VALUE, "the size %#zx is more than a process can map", size);
+		return kc_fail(err, KC_ERR_VALUE, "the size %#zx is more than a process can map",
+			       size);
 	return 0;
 }
 
@@ -83,8 +84,10 @@ struct kc_mapping *kc_mapping_file(int fd, uint64_t offset, size_t size, struct 
 	if (check_size(size, err))
 		return NULL;
 	if (offset % kc_page_size() || offset > INT64_MAX - size) {
-		kc_fail(err, KC_ERR_VALUE, "the offset %#" PRIx64 " is not a multiple of the page "
-			"size, or is too large", offset);
+		kc_fail(err, KC_ERR_VALUE,
+			"the offset %#" PRIx64 " is not a multiple of the page "
+			"size, or is too large",
+			offset);
 		return NULL;
 	}
 	if (fstat(fd, &st)) {
@@ -155,7 +158,8 @@ static int set_region(struct kc_vm *vm, const struct kc_slot *slot, bool log_dir
 		.userspace_addr = (uintptr_t)slot->mapping->host,
 	};
 
-	return kc_vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", &region, err);
+	return kc_vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", &region,
+			   err);
 }
 
 static uint64_t last_address(const struct kc_slot *slot)
@@ -201,8 +205,8 @@ static int insert_slot(struct kc_vm *vm, struct kc_slot *slot, struct kc_error *
 
 	if (at < vm->slot_count && vm->slots[at]->address <= last_address(slot))
 		return kc_fail(err, KC_ERR_VALUE,
-			       "memory at %#" PRIx64 "-%#" PRIx64 " overlaps the memory at %#" PRIx64
-			       "-%#" PRIx64,
+			       "memory at %#" PRIx64 "-%#" PRIx64
+			       " overlaps the memory at %#" PRIx64 "-%#" PRIx64,
 			       slot->address, last_address(slot), vm->slots[at]->address,
 			       last_address(vm->slots[at]));
 	if (vm->slot_count >= vm->max_slots)
@@ -231,8 +235,8 @@ struct kc_slot *kc_slot_add(struct kc_vm *vm, uint64_t address, struct kc_mappin
 
 	if (address % kc_page_size()) {
 		kc_fail(err, KC_ERR_VALUE,
-			"the address %#" PRIx64 " is not a multiple of the page size, %#zx", address,
-			kc_page_size());
+			"the address %#" PRIx64 " is not a multiple of the page size, %#zx",
+			address, kc_page_size());
 		return NULL;
 	}
 	if (mapping->size - 1 > UINT64_MAX - address) {
@@ -411,8 +415,8 @@ static int walk(struct kc_vm *vm, uint64_t address, uint8_t *data, size_t size, 
 		uint64_t offset, piece;
 
 		if (!slot || slot->address > address) {
-			kc_fail(err, KC_ERR_UNMAPPED, "no guest memory at physical address %#" PRIx64,
-				address);
+			kc_fail(err, KC_ERR_UNMAPPED,
+				"no guest memory at physical address %#" PRIx64, address);
 			err->address = address;
 			return -1;
 		}

@@ -70,26 +70,29 @@ void kc_perf_explain(int error, char *text, size_t size)
 	case EOPNOTSUPP:
 	case ENODEV:
 	case EINVAL:
-		snprintf(text, size,
-			 "this host has no such counter (%s): most virtual machines give their guests no "
-			 "performance monitoring unit",
-			 strerrorname_np(error));
+		snprintf(
+			text, size,
+			"this host has no such counter (%s): most virtual machines give their guests no "
+			"performance monitoring unit",
+			strerrorname_np(error));
 		break;
 	case EACCES:
 	case EPERM:
 		if (under_seccomp())
-			snprintf(text, size,
-				 "a seccomp filter forbids perf_event_open (%s)%s: run the %s with a "
-				 "profile that allows it (docker run --security-opt seccomp=..., "
-				 "--cap-add PERFMON)",
-				 strerrorname_np(error), in_container() ? ", as containers' do" : "",
-				 in_container() ? "container" : "process");
+			snprintf(
+				text, size,
+				"a seccomp filter forbids perf_event_open (%s)%s: run the %s with a "
+				"profile that allows it (docker run --security-opt seccomp=..., "
+				"--cap-add PERFMON)",
+				strerrorname_np(error), in_container() ? ", as containers' do" : "",
+				in_container() ? "container" : "process");
 		else
-			snprintf(text, size,
-				 "the kernel forbids it (%s), kernel.perf_event_paranoid is %d: lower it "
-				 "(sudo sysctl kernel.perf_event_paranoid=1) or give the process "
-				 "CAP_PERFMON",
-				 strerrorname_np(error), paranoid_level());
+			snprintf(
+				text, size,
+				"the kernel forbids it (%s), kernel.perf_event_paranoid is %d: lower it "
+				"(sudo sysctl kernel.perf_event_paranoid=1) or give the process "
+				"CAP_PERFMON",
+				strerrorname_np(error), paranoid_level());
 		break;
 	case ENOSYS:
 		snprintf(text, size, "this kernel has no perf_event_open, or %s hides it (ENOSYS)",

@@ -259,8 +259,8 @@ bool kc_queue_moves(struct kc_queue *queue, const struct kc_vcpu *but)
 	return false;
 }
 
-static int schedule_at(struct kc_queue *queue, struct kc_event *event, uint64_t tick,
-		       bool is_delay, struct kc_error *err)
+static int schedule_at(struct kc_queue *queue, struct kc_event *event, uint64_t tick, bool is_delay,
+		       struct kc_error *err)
 {
 	uint64_t now;
 	int result;

@@ -84,9 +84,9 @@ static inline void kc_queue_advance(struct kc_queue *queue, uint64_t tick)
 {
 	uint64_t now = atomic_load_explicit(&queue->now, memory_order_relaxed);
 
-	while (now < tick && !atomic_compare_exchange_weak_explicit(&queue->now, &now, tick,
-								    memory_order_release,
-								    memory_order_relaxed))
+	while (now < tick &&
+	       !atomic_compare_exchange_weak_explicit(&queue->now, &now, tick, memory_order_release,
+						      memory_order_relaxed))
 		;
 }
 

@@ -8,26 +8,26 @@
 #include <stdint.h>
 
 /* name, gem5's name, what it counts */
-#define KC_STATS(X)                                                                               \
-	X(insts, "committedInsts", "Instructions the guest committed")                            \
-	X(cycles, "numCycles", "Cycles of the CPU's clock, idle ones included")                   \
-	X(ticks, "ticks", "Ticks spent in the guest")                                             \
-	X(exits, "numVMExits", "Entries into the guest that came back")                           \
-	X(half_entries, "numVMHalfEntries", "Entries that only delivered a finished access")      \
-	X(exit_signal, "numExitSignal", "Exits because of a kick, a timer or another signal")     \
-	X(mmio, "numMMIO", "Exits for memory-mapped I/O")                                         \
-	X(coalesced_mmio, "numCoalescedMMIO", "Writes that came by the coalesced ring")           \
-	X(io, "numIO", "Exits for port I/O")                                                      \
-	X(halts, "numHalt", "Exits for a halt")                                                   \
-	X(interrupts, "numInterrupts", "Interrupts delivered to the CPU")                         \
-	X(hypercalls, "numHypercalls", "Exits for a hypercall")                                   \
+#define KC_STATS(X)                                                                                \
+	X(insts, "committedInsts", "Instructions the guest committed")                             \
+	X(cycles, "numCycles", "Cycles of the CPU's clock, idle ones included")                    \
+	X(ticks, "ticks", "Ticks spent in the guest")                                              \
+	X(exits, "numVMExits", "Entries into the guest that came back")                            \
+	X(half_entries, "numVMHalfEntries", "Entries that only delivered a finished access")       \
+	X(exit_signal, "numExitSignal", "Exits because of a kick, a timer or another signal")      \
+	X(mmio, "numMMIO", "Exits for memory-mapped I/O")                                          \
+	X(coalesced_mmio, "numCoalescedMMIO", "Writes that came by the coalesced ring")            \
+	X(io, "numIO", "Exits for port I/O")                                                       \
+	X(halts, "numHalt", "Exits for a halt")                                                    \
+	X(interrupts, "numInterrupts", "Interrupts delivered to the CPU")                          \
+	X(hypercalls, "numHypercalls", "Exits for a hypercall")                                    \
 	X(unassigned, "numUnassigned", "Accesses to an address where nobody is")
 
 enum kc_stat {
 #define X(name, gem5, text) KC_STAT_##name,
 	KC_STATS(X)
 #undef X
-	KC_STAT_COUNT
+		KC_STAT_COUNT
 };
 
 struct kc_stat_info {

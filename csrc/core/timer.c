@@ -42,7 +42,8 @@ void kc_timer_use_perf(struct kc_timer *timer, uint32_t type, uint64_t config, d
 
 static int attach_posix(struct kc_timer *timer, struct kc_error *err)
 {
-	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = kc_kick_signal() };
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID,
+				  .sigev_signo = kc_kick_signal() };
 
 	event.sigev_notify_thread_id = (pid_t)syscall(SYS_gettid);
 	if (timer_create(CLOCK_MONOTONIC, &event, &timer->posix))

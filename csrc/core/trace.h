@@ -6,14 +6,14 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define KC_TRACE_FLAGS(X)                                                                         \
+#define KC_TRACE_FLAGS(X)                                                                          \
 	X(Kvm) X(KvmContext) X(KvmRun) X(KvmIO) X(KvmInt) X(KvmTimer) X(Drain) X(Checkpoint)
 
 enum kc_trace_flag {
 #define X(name) KC_TRACE_##name,
 	KC_TRACE_FLAGS(X)
 #undef X
-	KC_TRACE_COUNT
+		KC_TRACE_COUNT
 };
 extern const char *const kc_trace_names[KC_TRACE_COUNT];
 
@@ -28,13 +28,13 @@ struct kc_vcpu;
 void kc_trace_emit(struct kc_vcpu *vcpu, enum kc_trace_flag flag, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
-#define kc_trace(v, flag, ...)                                                                    \
-	do {                                                                                      \
-		if (__builtin_expect(atomic_load_explicit(&(v)->vm->trace->mask,                  \
-							  memory_order_relaxed) &                 \
-					     (1u << KC_TRACE_##flag),                             \
-				     0))                                                          \
-			kc_trace_emit(v, KC_TRACE_##flag, __VA_ARGS__);                           \
+#define kc_trace(v, flag, ...)                                                                     \
+	do {                                                                                       \
+		if (__builtin_expect(atomic_load_explicit(&(v)->vm->trace->mask,                   \
+							  memory_order_relaxed) &                  \
+					     (1u << KC_TRACE_##flag),                              \
+				     0))                                                           \
+			kc_trace_emit(v, KC_TRACE_##flag, __VA_ARGS__);                            \
 	} while (0)
 
 #define KC_LAST_EXITS 64

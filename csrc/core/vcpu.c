@@ -52,8 +52,9 @@ static unsigned __int128 fixed_point(long double value)
 
 static bool counts_nanoseconds(const struct kc_counters *counters)
 {
-	return counters->type == PERF_TYPE_SOFTWARE && (counters->config == PERF_COUNT_SW_CPU_CLOCK ||
-							counters->config == PERF_COUNT_SW_TASK_CLOCK);
+	return counters->type == PERF_TYPE_SOFTWARE &&
+	       (counters->config == PERF_COUNT_SW_CPU_CLOCK ||
+		counters->config == PERF_COUNT_SW_TASK_CLOCK);
 }
 
 /* How many counts of the time source there are in a second of the host. */
@@ -76,8 +77,8 @@ static double choose_source(struct kc_vcpu *vcpu, const struct kc_vcpu_config *c
 		if (error)
 			return kc_perf_fail(error, err);
 		kc_timer_use_perf(&vcpu->timer, vcpu->counters.type, vcpu->counters.config,
-				  counts_nanoseconds(&vcpu->counters) ? 1e9 :
-									kc_hostclock_frequency());
+				  counts_nanoseconds(&vcpu->counters) ? 1e9
+								      : kc_hostclock_frequency());
 	}
 	if (vcpu->time_source == KC_TIME_THREAD ||
 	    (vcpu->time_source == KC_TIME_PERF && counts_nanoseconds(&vcpu->counters)))
@@ -98,20 +99,21 @@ static int set_time(struct kc_vcpu *vcpu, const struct kc_vcpu_config *config, s
 	vcpu->tick_frequency = vcpu->queue->tick_frequency;
 	vcpu->hostclock_per_ns = kc_hostclock_frequency() / 1e9;
 	vcpu->host_factor = config->host_factor;
-	vcpu->host_freq = config->host_freq > 0 ? config->host_freq :
-			  rate == 1e9		? kc_hostclock_frequency() :
-						  rate;
+	vcpu->host_freq = config->host_freq > 0 ? config->host_freq
+			  : rate == 1e9		? kc_hostclock_frequency()
+						: rate;
 	/* Where nanoseconds are counted, cycles are derived from them. */
 	cycles_per_count = (rate == 1e9 ? vcpu->host_freq / 1e9L : 1) * config->host_factor;
 	ticks_per_count = cycles_per_count * (long double)vcpu->tick_frequency / vcpu->host_freq;
 	clock = config->clock > 0 ? config->clock : vcpu->host_freq * config->host_factor;
 	period = roundl((long double)vcpu->tick_frequency / clock);
 	if (ticks_per_count >= 0x1p40L || cycles_per_count >= 0x1p40L || period >= 0x1p60L)
-		return kc_fail(err, KC_ERR_VALUE,
-			       "host_freq, host_factor, clock and the tick frequency lie too far apart");
+		return kc_fail(
+			err, KC_ERR_VALUE,
+			"host_freq, host_factor, clock and the tick frequency lie too far apart");
 	vcpu->period = period < 1 ? 1 : (uint64_t)period;
-	vcpu->periods_per_tick =
-		vcpu->period == 1 ? (unsigned __int128)1 << 64 : UINT64_MAX / vcpu->period;
+	vcpu->periods_per_tick = vcpu->period == 1 ? (unsigned __int128)1 << 64
+						   : UINT64_MAX / vcpu->period;
 	vcpu->ticks_per_count = fixed_point(ticks_per_count);
 	vcpu->cycles_per_count = fixed_point(cycles_per_count);
 	vcpu->ns_per_tick = (double)(1e9L / (ticks_per_count * rate));
@@ -132,8 +134,8 @@ static int join_vm(struct kc_vm *vm, struct kc_vcpu *vcpu, int id, struct kc_err
 		if (vm->vcpus[at]->id != vcpu->id)
 			continue;
 		if (id >= 0)
-			return kc_fail(err, KC_ERR_VALUE, "the VM has a vCPU with the id %u already",
-				       vcpu->id);
+			return kc_fail(err, KC_ERR_VALUE,
+				       "the VM has a vCPU with the id %u already", vcpu->id);
 		vcpu->id++; /* that one is constructed, and the kernel has not seen it yet */
 	}
 	grown = reallocarray(vm->vcpus, vm->vcpu_count + 1, sizeof(*grown));
@@ -272,7 +274,8 @@ int kc_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err)
 		return kc_fail(err, KC_ERR_STATE, "%s was started before", vcpu->name);
 	if (kc_vm_check(vm, err) || kc_memory_mode_check(vm, err))
 		return -1;
-	vcpu->fd = kc_vm_ioctl(vm, KVM_CREATE_VCPU, "KVM_CREATE_VCPU", (void *)(uintptr_t)vcpu->id, err);
+	vcpu->fd = kc_vm_ioctl(vm, KVM_CREATE_VCPU, "KVM_CREATE_VCPU", (void *)(uintptr_t)vcpu->id,
+			       err);
 	if (vcpu->fd < 0)
 		return -1;
 	use_up_id(vm, vcpu->id);
@@ -326,10 +329,11 @@ static int claim_soon(struct kc_vcpu *vcpu, struct kc_error *err)
 		if (kc_vm_check(vcpu->vm, err))
 			return -1;
 		if (atomic_load(&vcpu->kick.thread) || kc_hostclock() > end)
-			return kc_fail(err, KC_ERR_BUSY,
-				       "%s is being run by another thread: stop() it first (kick(), stop(), "
-				       "interrupts, memory, statistics and events work at any time)",
-				       vcpu->name);
+			return kc_fail(
+				err, KC_ERR_BUSY,
+				"%s is being run by another thread: stop() it first (kick(), stop(), "
+				"interrupts, memory, statistics and events work at any time)",
+				vcpu->name);
 		sched_yield();
 	}
 }
@@ -360,7 +364,8 @@ int kc_vcpu_check(struct kc_vcpu *vcpu, struct kc_error *err)
 		return 0;
 	if (kc_vm_check(vcpu->vm, err))
 		return -1;
-	return kc_fail(err, KC_ERR_NOT_STARTED, "%s was not started: call start() first", vcpu->name);
+	return kc_fail(err, KC_ERR_NOT_STARTED, "%s was not started: call start() first",
+		       vcpu->name);
 }
 
 void kc_vcpu_release(struct kc_vcpu *vcpu)
@@ -441,9 +446,10 @@ int kc_vcpu_interrupt(struct kc_vcpu *vcpu, unsigned int vector, struct kc_error
 	if (vector > 255)
 		return kc_fail(err, KC_ERR_VALUE, "interrupt vector %u: it is 0 to 255", vector);
 	if (vcpu->vm->irqchip)
-		return kc_fail(err, KC_ERR_STATE,
-			       "the kernel has the interrupt controller and chooses the vector: use "
-			       "irq_line() or signal_msi()");
+		return kc_fail(
+			err, KC_ERR_STATE,
+			"the kernel has the interrupt controller and chooses the vector: use "
+			"irq_line() or signal_msi()");
 	atomic_fetch_or(&vcpu->interrupts[vector / 64], 1ULL << (vector % 64));
 	kc_vcpu_request(vcpu, KC_REQUEST_INTERRUPT);
 	return 0;
@@ -703,7 +709,8 @@ static int run_loop(struct kc_vcpu *vcpu, struct kc_error *err)
 	int over;
 
 	for (;;) {
-		if (__builtin_expect(atomic_load_explicit(&vcpu->requests, memory_order_acquire), 0) &&
+		if (__builtin_expect(atomic_load_explicit(&vcpu->requests, memory_order_acquire),
+				     0) &&
 		    look_at_requests(vcpu, err))
 			return -1;
 		if (serve_queue(vcpu, err))
@@ -736,10 +743,11 @@ static int check_runnable(struct kc_vcpu *vcpu, struct kc_error *err)
 	if (kc_vcpu_check(vcpu, err))
 		return -1;
 	if (vcpu->switched_out)
-		return kc_fail(err, KC_ERR_STATE,
-			       "%s is switched out: run the one that took over, or let this one take "
-			       "over again",
-			       vcpu->name);
+		return kc_fail(
+			err, KC_ERR_STATE,
+			"%s is switched out: run the one that took over, or let this one take "
+			"over again",
+			vcpu->name);
 	if (vcpu->drained)
 		return kc_fail(err, KC_ERR_STATE, "%s is drained: call resume() first", vcpu->name);
 	return 0;

@@ -149,7 +149,8 @@ int kc_vm_schedule_inst_stop(struct kc_vm *vm, uint64_t insts, struct kc_error *
 	if (kc_vm_check(vm, err))
 		return -1;
 	if (!insts || insts == KC_NEVER)
-		return kc_fail(err, KC_ERR_VALUE, "an instruction stop is at least 1 instruction away");
+		return kc_fail(err, KC_ERR_VALUE,
+			       "an instruction stop is at least 1 instruction away");
 	kc_hold(&vm->lock);
 	vm->inst_stop_number++;
 	atomic_store(&vm->inst_budget, insts);
@@ -190,7 +191,8 @@ static void close_vcpus(struct kc_vm *vm)
 	struct kc_vcpu *vcpu;
 
 	/* While one is waited for the others may come and go: their ids keep the place. */
-	for (uint64_t id = 0; (vcpu = vcpu_from(vm, id)); id = (uint64_t)vcpu->id + 1, kc_vcpu_put(vcpu)) {
+	for (uint64_t id = 0; (vcpu = vcpu_from(vm, id));
+	     id = (uint64_t)vcpu->id + 1, kc_vcpu_put(vcpu)) {
 		kc_hold(&vm->lock);
 
 		close_vcpu(vm, vcpu);

@@ -58,12 +58,14 @@ struct kc_vm {
 	unsigned int next_vcpu_id;
 	unsigned int running; /* vCPUs that are in a run and not waiting */
 	unsigned int users; /* calls in progress that need fd */
-	unsigned int inst_tickets; /* vCPUs in a run that are in the middle of an instruction of the budget */
+	unsigned int
+		inst_tickets; /* vCPUs in a run that are in the middle of an instruction of the budget */
 	unsigned int inst_stop_number; /* grows with each stop that is scheduled */
 	pthread_cond_t changed; /* a vCPU woke, halted, or left a run */
 
 	_Atomic uint64_t insts; /* the system's total (V9) */
-	_Atomic uint64_t inst_budget; /* instructions left to the system's stop (V23); KC_NEVER: no stop; written under .lock */
+	_Atomic uint64_t
+		inst_budget; /* instructions left to the system's stop (V23); KC_NEVER: no stop; written under .lock */
 
 	struct kc_queue *queue;
 };

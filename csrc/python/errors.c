@@ -18,7 +18,7 @@ static const struct {
 	PyObject **builtin;
 } specs[PC_ERROR_COUNT] = {
 #define OURS(name, base) [PC_##name] = { "kvmcpu._kvm." #name, DOC_##name, PC_##base, NULL }
-#define OF(name, base)                                                                            \
+#define OF(name, base)                                                                             \
 	[PC_##name] = { "kvmcpu._kvm." #name, DOC_##name, PC_ERROR_COUNT, &PyExc_##base }
 	OF(KvmError, OSError),
 	OURS(KvmNotFoundError, KvmError),
@@ -47,10 +47,11 @@ static const struct {
 int pc_errors_init(PyObject *module, struct pc_state *state)
 {
 	for (int i = 0; i < PC_ERROR_COUNT; i++) {
-		PyObject *base = specs[i].base == PC_ERROR_COUNT ? *specs[i].builtin :
-								   state->errors[specs[i].base];
+		PyObject *base = specs[i].base == PC_ERROR_COUNT ? *specs[i].builtin
+								 : state->errors[specs[i].base];
 
-		state->errors[i] = PyErr_NewExceptionWithDoc(specs[i].name, specs[i].doc, base, NULL);
+		state->errors[i] =
+			PyErr_NewExceptionWithDoc(specs[i].name, specs[i].doc, base, NULL);
 		if (!state->errors[i])
 			return -1;
 		if (PyModule_AddObjectRef(module, strrchr(specs[i].name, '.') + 1,
@@ -127,7 +128,6 @@ struct text {
 	size_t size;
 };
 
-
 static void print_exit(FILE *file, const struct kc_exit_record *record)
 {
 	fprintf(file, "\n  tick %llu  %s", (unsigned long long)record->tick,
@@ -135,7 +135,8 @@ static void print_exit(FILE *file, const struct kc_exit_record *record)
 	if (record->size)
 		fprintf(file, "  %s %#llx  %d %s  data %#llx", record->size < 0 ? "read" : "write",
 			(unsigned long long)record->address, abs(record->size),
-			abs(record->size) == 1 ? "byte" : "bytes", (unsigned long long)record->data);
+			abs(record->size) == 1 ? "byte" : "bytes",
+			(unsigned long long)record->data);
 	else if (record->data)
 		fprintf(file, "  %#llx", (unsigned long long)record->data);
 }
@@ -144,7 +145,8 @@ static void print_exit(FILE *file, const struct kc_exit_record *record)
 static int report(struct text *text, const struct kc_error *err, const struct kc_vcpu *vcpu,
 		  const char *registers)
 {
-	uint64_t total = vcpu->exits.total, first = total > REPORTED_EXITS ? total - REPORTED_EXITS : 0;
+	uint64_t total = vcpu->exits.total,
+		 first = total > REPORTED_EXITS ? total - REPORTED_EXITS : 0;
 	FILE *file = open_memstream(&text->data, &text->size);
 
 	if (!file)
@@ -194,8 +196,8 @@ static PyObject *raise_guest(struct pc_state *state, const struct kc_error *err,
 			     struct pc_vcpu *vcpu)
 {
 	bool unassigned = err->kind == KC_ERR_UNASSIGNED;
-	PyObject *type = state->errors[unassigned ? PC_UnassignedAccessError :
-						    guest_error(vcpu->vcpu)];
+	PyObject *type =
+		state->errors[unassigned ? PC_UnassignedAccessError : guest_error(vcpu->vcpu)];
 	kc_auto_free char *registers = brief_registers(vcpu->vcpu);
 	struct text text = { NULL, 0 };
 	PyObject *message, *exception;

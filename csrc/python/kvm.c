@@ -361,14 +361,10 @@ static PyGetSetDef properties[] = {
 };
 
 static PyType_Slot slots[] = {
-	{ Py_tp_doc, (void *)DOC_Kvm },
-	{ Py_tp_new, PyType_GenericNew },
-	{ Py_tp_init, init },
-	{ Py_tp_dealloc, dealloc },
-	{ Py_tp_repr, repr },
-	{ Py_tp_methods, methods },
-	{ Py_tp_getset, properties },
-	{ 0, NULL },
+	{ Py_tp_doc, (void *)DOC_Kvm }, { Py_tp_new, PyType_GenericNew },
+	{ Py_tp_init, init },		{ Py_tp_dealloc, dealloc },
+	{ Py_tp_repr, repr },		{ Py_tp_methods, methods },
+	{ Py_tp_getset, properties },	{ 0, NULL },
 };
 
 static PyType_Spec spec = {

@@ -82,8 +82,8 @@ static struct kc_mapping *map_new(struct pc_state *state, PyObject *source, PyOb
 			return NULL;
 	}
 	pc_release(&gil, NULL);
-	mapping = file == Py_None ? kc_mapping_anonymous((size_t)size, &err) :
-				    kc_mapping_file(fd, offset, (size_t)size, &err);
+	mapping = file == Py_None ? kc_mapping_anonymous((size_t)size, &err)
+				  : kc_mapping_file(fd, offset, (size_t)size, &err);
 	pc_acquire(&gil);
 	if (!mapping)
 		pc_raise(state, &err, NULL);
@@ -99,16 +99,18 @@ static struct kc_mapping *map_source(struct pc_state *state, PyObject *source, P
 	if (is_size && !PyObject_CheckBuffer(source))
 		return map_new(state, source, file, offset);
 	if (file != Py_None || offset) {
-		PyErr_SetString(PyExc_TypeError, "file and offset go with a size, not with a source of bytes");
+		PyErr_SetString(PyExc_TypeError,
+				"file and offset go with a size, not with a source of bytes");
 		return NULL;
 	}
 	if (Py_IS_TYPE(source, state->Memory))
 		return kc_mapping_get(slot_of(source)->mapping);
 	if (PyObject_CheckBuffer(source))
 		return map_buffer(state, source);
-	PyErr_Format(PyExc_TypeError,
-		     "source must be a size, a Memory or an object with a writable buffer, not %.100s",
-		     Py_TYPE(source)->tp_name);
+	PyErr_Format(
+		PyExc_TypeError,
+		"source must be a size, a Memory or an object with a writable buffer, not %.100s",
+		Py_TYPE(source)->tp_name);
 	return NULL;
 }
 
@@ -266,7 +268,8 @@ static int set_slice(PyObject *self, Py_ssize_t start, Py_ssize_t size, PyObject
 	if (PyObject_GetBuffer(value, &view, PyBUF_SIMPLE))
 		return -1;
 	if (view.len != size) {
-		PyErr_Format(PyExc_ValueError, "%zd bytes do not fit a slice of %zd: memory has a fixed size",
+		PyErr_Format(PyExc_ValueError,
+			     "%zd bytes do not fit a slice of %zd: memory has a fixed size",
 			     view.len, size);
 		PyBuffer_Release(&view);
 		return -1;

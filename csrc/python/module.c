@@ -9,7 +9,8 @@ struct pc_state *pc_state_of_type(PyTypeObject *type)
 
 PyTypeObject *pc_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *base)
 {
-	PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, (PyObject *)base);
+	PyTypeObject *type =
+		(PyTypeObject *)PyType_FromModuleAndSpec(module, spec, (PyObject *)base);
 
 	if (type && PyModule_AddType(module, type))
 		Py_CLEAR(type);
@@ -17,29 +18,29 @@ PyTypeObject *pc_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *bas
 }
 
 /* All references that the state holds, for the collector. */
-#define FOR_EACH_REFERENCE(state, DO)                                                             \
-	do {                                                                                      \
-		DO((state)->Kvm);                                                                 \
-		DO((state)->VM);                                                                  \
-		DO((state)->Memory);                                                              \
-		DO((state)->BusRange);                                                            \
-		DO((state)->ByteSink);                                                            \
-		DO((state)->EventQueue);                                                          \
-		DO((state)->Event);                                                               \
-		DO((state)->Stats);                                                               \
-		DO((state)->Vcpu);                                                                \
-		DO((state)->Msrs);                                                                \
-		DO((state)->Device);                                                              \
-		DO((state)->Exit);                                                                \
-		DO((state)->ExitRecord);                                                          \
-		DO((state)->RegisterFile);                                                        \
-		for (int i = 0; i < PC_REGISTER_TYPES_MAX; i++)                                   \
-			DO((state)->register_types[i]);                                           \
-		for (int i = 0; i < PC_EXIT_TYPES_MAX; i++)                                       \
-			DO((state)->exit_types[i]);                                               \
-		for (int i = 0; i < PC_ERROR_COUNT; i++)                                          \
-			DO((state)->errors[i]);                                                   \
-		DO((state)->trace_sink);                                                          \
+#define FOR_EACH_REFERENCE(state, DO)                                                              \
+	do {                                                                                       \
+		DO((state)->Kvm);                                                                  \
+		DO((state)->VM);                                                                   \
+		DO((state)->Memory);                                                               \
+		DO((state)->BusRange);                                                             \
+		DO((state)->ByteSink);                                                             \
+		DO((state)->EventQueue);                                                           \
+		DO((state)->Event);                                                                \
+		DO((state)->Stats);                                                                \
+		DO((state)->Vcpu);                                                                 \
+		DO((state)->Msrs);                                                                 \
+		DO((state)->Device);                                                               \
+		DO((state)->Exit);                                                                 \
+		DO((state)->ExitRecord);                                                           \
+		DO((state)->RegisterFile);                                                         \
+		for (int i = 0; i < PC_REGISTER_TYPES_MAX; i++)                                    \
+			DO((state)->register_types[i]);                                            \
+		for (int i = 0; i < PC_EXIT_TYPES_MAX; i++)                                        \
+			DO((state)->exit_types[i]);                                                \
+		for (int i = 0; i < PC_ERROR_COUNT; i++)                                           \
+			DO((state)->errors[i]);                                                    \
+		DO((state)->trace_sink);                                                           \
 	} while (0)
 
 static int traverse(PyObject *module, visitproc visit, void *arg)
@@ -77,13 +78,13 @@ static int exec(PyObject *module)
 {
 	struct pc_state *state = pc_state_of(module);
 
-	if (pc_errors_init(module, state) || pc_units_init(module) || pc_trace_init(module, state) ||
-	    pc_kvm_init(module, state) || pc_vm_init(module, state) ||
-	    pc_memory_init(module, state) || pc_range_init(module, state) ||
-	    pc_sink_init(module, state) || pc_queue_init(module, state) ||
-	    pc_stats_init(module, state) || pc_exit_init(module, state) ||
-	    pc_registers_init(module, state) || pc_msrs_init(module, state) ||
-	    pc_vcpu_init(module, state))
+	if (pc_errors_init(module, state) || pc_units_init(module) ||
+	    pc_trace_init(module, state) || pc_kvm_init(module, state) ||
+	    pc_vm_init(module, state) || pc_memory_init(module, state) ||
+	    pc_range_init(module, state) || pc_sink_init(module, state) ||
+	    pc_queue_init(module, state) || pc_stats_init(module, state) ||
+	    pc_exit_init(module, state) || pc_registers_init(module, state) ||
+	    pc_msrs_init(module, state) || pc_vcpu_init(module, state))
 		return -1;
 	return 0;
 }
@@ -100,14 +101,10 @@ static PyModuleDef_Slot slots[] = {
 };
 
 struct PyModuleDef pc_module = {
-	PyModuleDef_HEAD_INIT,
-	.m_name = "kvmcpu._kvm",
-	.m_doc = DOC__kvm,
-	.m_size = sizeof(struct pc_state),
-	.m_slots = slots,
-	.m_traverse = traverse,
-	.m_clear = clear,
-	.m_free = free_state,
+	PyModuleDef_HEAD_INIT, .m_name = "kvmcpu._kvm",
+	.m_doc = DOC__kvm,     .m_size = sizeof(struct pc_state),
+	.m_slots = slots,      .m_traverse = traverse,
+	.m_clear = clear,      .m_free = free_state,
 };
 
 PyMODINIT_FUNC PyInit__kvm(void)

@@ -59,8 +59,8 @@ enum pc_error {
 #define PC_EXIT_TYPES_MAX 24
 
 struct pc_state {
-	PyTypeObject *Kvm, *VM, *Memory, *BusRange, *ByteSink, *EventQueue, *Event, *Stats, *Vcpu, *Msrs,
-		*Device, *Exit, *ExitRecord, *RegisterFile;
+	PyTypeObject *Kvm, *VM, *Memory, *BusRange, *ByteSink, *EventQueue, *Event, *Stats, *Vcpu,
+		*Msrs, *Device, *Exit, *ExitRecord, *RegisterFile;
 	PyTypeObject *register_types[PC_REGISTER_TYPES_MAX]; /* by registers.c */
 	PyTypeObject *exit_types[PC_EXIT_TYPES_MAX]; /* by exit.c */
 	PyObject *errors[PC_ERROR_COUNT];
@@ -104,7 +104,8 @@ const char *pc_doc(const char *type, const char *member);
 
 struct pc_gil {
 	PyThreadState *saved; /* NULL while this thread holds the lock */
-	struct kc_vcpu *vcpu; /* whose run this is; its signals are opened for callbacks. May be NULL */
+	struct kc_vcpu
+		*vcpu; /* whose run this is; its signals are opened for callbacks. May be NULL */
 	struct pc_gil *outer;
 };
 /* Let go of the interpreter lock, and take it back. vcpu: the one that the call will run, or NULL. */
@@ -206,7 +207,8 @@ PyObject *pc_vm_new(struct pc_state *state, struct kc_kvm *kvm, unsigned long ty
 PyObject *pc_memory_new(struct pc_state *state, struct pc_vm *vm, struct kc_slot *slot);
 PyObject *pc_range_new(struct pc_state *state, struct pc_vm *vm, struct kc_range *range);
 PyObject *pc_queue_new(struct pc_state *state, struct kc_queue *queue);
-PyObject *pc_stats_new(struct pc_state *state, struct pc_vm *vm, struct pc_vcpu *vcpu); /* one is NULL */
+PyObject *pc_stats_new(struct pc_state *state, struct pc_vm *vm,
+		       struct pc_vcpu *vcpu); /* one is NULL */
 PyObject *pc_msrs_new(struct pc_state *state, struct pc_vcpu *vcpu);
 /* VM.create_vcpu(): the arguments as it got them. */
 PyObject *pc_vcpu_new(struct pc_state *state, struct pc_vm *vm, PyObject *args, PyObject *kwargs);

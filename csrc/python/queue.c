@@ -76,8 +76,8 @@ static int schedule(PyObject *self, struct kc_queue *queue, struct pc_event *eve
 	}
 	if (pc_ticks(after ? delay : when, queue->tick_frequency, &ticks))
 		return -1;
-	failed = after ? kc_queue_schedule_after(queue, &event->event, ticks, &err) :
-			 kc_queue_schedule(queue, &event->event, ticks, &err);
+	failed = after ? kc_queue_schedule_after(queue, &event->event, ticks, &err)
+		       : kc_queue_schedule(queue, &event->event, ticks, &err);
 	if (failed)
 		pc_raise(state_of(self), &err, NULL);
 	return failed;
@@ -187,14 +187,10 @@ static PyGetSetDef event_properties[] = {
 };
 
 static PyType_Slot event_slots[] = {
-	{ Py_tp_doc, (void *)DOC_Event },
-	{ Py_tp_dealloc, event_dealloc },
-	{ Py_tp_traverse, event_traverse },
-	{ Py_tp_clear, event_clear },
-	{ Py_tp_repr, event_repr },
-	{ Py_tp_methods, event_methods },
-	{ Py_tp_getset, event_properties },
-	{ 0, NULL },
+	{ Py_tp_doc, (void *)DOC_Event },   { Py_tp_dealloc, event_dealloc },
+	{ Py_tp_traverse, event_traverse }, { Py_tp_clear, event_clear },
+	{ Py_tp_repr, event_repr },	    { Py_tp_methods, event_methods },
+	{ Py_tp_getset, event_properties }, { 0, NULL },
 };
 
 static PyType_Spec event_spec = {
@@ -218,7 +214,8 @@ static struct kc_queue *queue_of(PyObject *self)
 
 PyObject *pc_queue_new(struct pc_state *state, struct kc_queue *queue)
 {
-	struct pc_queue *self = (struct pc_queue *)state->EventQueue->tp_alloc(state->EventQueue, 0);
+	struct pc_queue *self =
+		(struct pc_queue *)state->EventQueue->tp_alloc(state->EventQueue, 0);
 
 	if (self)
 		self->queue = kc_queue_get(queue);
@@ -363,8 +360,8 @@ static PyObject *queue_schedule(PyObject *self, PyObject *args, PyObject *kwargs
 	struct pc_event *event;
 	int priority = 0;
 
-	if (!queue || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$Oi:schedule", names, &callback,
-						   &when, &delay, &priority))
+	if (!queue || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$Oi:schedule", names,
+						   &callback, &when, &delay, &priority))
 		return NULL;
 	if (!PyCallable_Check(callback)) {
 		PyErr_Format(PyExc_TypeError, "an event needs a callable, not %.100s",

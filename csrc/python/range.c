@@ -125,8 +125,8 @@ static int bad_answer(PyObject *type, const struct pc_device *self, const struct
 
 /* An int of at most `limit`. */
 static int take_number(const struct pc_device *self, const struct kc_access *access,
-		       PyObject *answer, uint64_t limit, const char *type_what, const char *value_what,
-		       uint64_t *number)
+		       PyObject *answer, uint64_t limit, const char *type_what,
+		       const char *value_what, uint64_t *number)
 {
 	PyObject *index;
 	uint64_t value;
@@ -181,7 +181,8 @@ static int take_bytes(const struct pc_device *self, struct kc_access *access, Py
 	int failed = 0;
 
 	if (!PyObject_CheckBuffer(answer))
-		return bad_answer(PyExc_TypeError, self, access, "with string=True it is bytes", answer);
+		return bad_answer(PyExc_TypeError, self, access, "with string=True it is bytes",
+				  answer);
 	if (PyObject_GetBuffer(answer, &view, PyBUF_SIMPLE))
 		return -1;
 	if ((size_t)view.len == size)
@@ -422,9 +423,9 @@ static PyObject *map(struct pc_vm *vm, const struct request *request)
 	}
 	/* Before the core has it: its release may come at once, from another thread. */
 	join(vm, self);
-	device.access = self->capsule		     ? capsule_access :
-			self->sink && !self->read ? sink_access :
-						    device_access;
+	device.access = self->capsule		    ? capsule_access
+			: self->sink && !self->read ? sink_access
+						    : device_access;
 	device.opaque = self;
 	/* A sink takes whole strings whatever else is there; a handler for reads need not. */
 	device.string = self->string || (self->sink && !self->read);
@@ -457,8 +458,7 @@ PyObject *pc_vm_map_io(PyObject *vm, PyObject *args, PyObject *kwargs)
 
 PyObject *pc_vm_map_mmio(PyObject *vm, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "address",   "size",	"read", "write",
-				 "coalesced", "device", NULL };
+	static char *names[] = { "address", "size", "read", "write", "coalesced", "device", NULL };
 	struct request request = {
 		.space = KC_MMIO,
 		.read = Py_None,

@@ -20,7 +20,8 @@ static int init(PyObject *self, PyObject *args, PyObject *kwargs)
 	struct kc_error err;
 	int fd = -1;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OO:ByteSink", names, &limit_arg, &fd_arg) ||
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OO:ByteSink", names, &limit_arg,
+					 &fd_arg) ||
 	    (limit_arg && pc_uint(limit_arg, "limit", PY_SSIZE_T_MAX, &limit)))
 		return -1;
 	if (fd_arg != Py_None) {

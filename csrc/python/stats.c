@@ -89,9 +89,8 @@ static void sources_put(struct sources *sources)
 static bool known(struct kc_vcpu *vcpu, enum kc_stat stat)
 {
 	/* A chosen event stands in for instructions where a stop is to be tried; it is no count of them. */
-	return stat != KC_STAT_insts ||
-	       (vcpu->insts_known &&
-		(vcpu->time_source != KC_TIME_PERF || vcpu->counters.hardware));
+	return stat != KC_STAT_insts || (vcpu->insts_known && (vcpu->time_source != KC_TIME_PERF ||
+							       vcpu->counters.hardware));
 }
 
 static bool sum(const struct sources *sources, enum kc_stat stat, uint64_t *value)

@@ -67,7 +67,8 @@ static int add_flag(PyObject *name, uint32_t *mask)
 	PyObject *known = names();
 
 	if (known)
-		PyErr_Format(PyExc_ValueError, "there is no debug flag %R; there are %R", name, known);
+		PyErr_Format(PyExc_ValueError, "there is no debug flag %R; there are %R", name,
+			     known);
 	Py_XDECREF(known);
 	return -1;
 }

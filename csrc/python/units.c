@@ -74,8 +74,8 @@ static const struct unit *find_unit(const struct unit *units, const char *name, 
 	for (; units->name; units++) {
 		if (strlen(units->name) != length)
 			continue;
-		if (any_case ? !strncasecmp(units->name, name, length) :
-			       !strncmp(units->name, name, length))
+		if (any_case ? !strncasecmp(units->name, name, length)
+			     : !strncmp(units->name, name, length))
 			return units;
 	}
 	return NULL;
@@ -225,9 +225,10 @@ int pc_size(PyObject *value, uint64_t *size)
 	if (PyUnicode_Check(value))
 		return size_from_text(value, size);
 	if (PyBool_Check(value) || !PyIndex_Check(value)) {
-		PyErr_Format(PyExc_TypeError,
-			     "a size must be a number of bytes or text such as \"64KiB\", not %.100s",
-			     Py_TYPE(value)->tp_name);
+		PyErr_Format(
+			PyExc_TypeError,
+			"a size must be a number of bytes or text such as \"64KiB\", not %.100s",
+			Py_TYPE(value)->tp_name);
 		return -1;
 	}
 	return pc_u64(value, "a size", size);
@@ -265,7 +266,8 @@ int pc_frequency(PyObject *value, double *hz)
 		if (frequency_from_text(value, hz))
 			return -1;
 	} else if (PyBool_Check(value)) {
-		PyErr_SetString(PyExc_TypeError, "a frequency must be a number of Hz or text, not bool");
+		PyErr_SetString(PyExc_TypeError,
+				"a frequency must be a number of Hz or text, not bool");
 		return -1;
 	} else {
 		*hz = PyFloat_AsDouble(value);
@@ -337,7 +339,8 @@ static int ticks_from_text(PyObject *value, uint64_t tick_frequency, uint64_t *t
 		return -1;
 	if (fit(rounded, ticks)) {
 		if (!PyErr_Occurred())
-			PyErr_Format(PyExc_ValueError, "%R does not fit in 64 bits of ticks", value);
+			PyErr_Format(PyExc_ValueError, "%R does not fit in 64 bits of ticks",
+				     value);
 		return -1;
 	}
 	return 0;
@@ -348,9 +351,10 @@ int pc_ticks(PyObject *value, uint64_t tick_frequency, uint64_t *ticks)
 	if (PyUnicode_Check(value))
 		return ticks_from_text(value, tick_frequency, ticks);
 	if (PyBool_Check(value) || !PyIndex_Check(value)) {
-		PyErr_Format(PyExc_TypeError,
-			     "a time must be a number of ticks or text such as \"10ms\", not %.100s",
-			     Py_TYPE(value)->tp_name);
+		PyErr_Format(
+			PyExc_TypeError,
+			"a time must be a number of ticks or text such as \"10ms\", not %.100s",
+			Py_TYPE(value)->tp_name);
 		return -1;
 	}
 	return pc_u64(value, "a time in ticks", ticks);
@@ -384,7 +388,8 @@ static PyObject *parse_ticks(PyObject *module, PyObject *const *args, Py_ssize_t
 
 	(void)module;
 	if (nargs < 1 || nargs > 2) {
-		PyErr_Format(PyExc_TypeError, "parse_ticks() takes 1 or 2 arguments, not %zd", nargs);
+		PyErr_Format(PyExc_TypeError, "parse_ticks() takes 1 or 2 arguments, not %zd",
+			     nargs);
 		return NULL;
 	}
 	if (nargs > 1 && pc_u64(args[1], "the tick frequency", &tick_frequency))

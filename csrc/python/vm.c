@@ -65,7 +65,8 @@ static int ask_address(PyObject *hook, PyObject *vcpu, uint64_t *address, uint32
 	int failed = -1;
 
 	if (stack[2] && stack[3])
-		answer = PyObject_Vectorcall(hook, stack + 1, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+		answer = PyObject_Vectorcall(hook, stack + 1, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+					     NULL);
 	if (answer)
 		failed = pc_u64(answer, "the address that address_hook returns", address);
 	Py_XDECREF(answer);
@@ -187,8 +188,8 @@ static PyObject *repr(PyObject *self)
 
 	if (atomic_load(&vm->vm->closed))
 		return PyUnicode_FromString("<VM closed>");
-	return PyUnicode_FromFormat("<VM fd %d, %zu memory slots, %zu vCPUs, %zu ranges>", vm->vm->fd,
-				    vm->vm->slot_count, vm->vm->vcpu_count,
+	return PyUnicode_FromFormat("<VM fd %d, %zu memory slots, %zu vCPUs, %zu ranges>",
+				    vm->vm->fd, vm->vm->slot_count, vm->vm->vcpu_count,
 				    vm->vm->bus[KC_IO].count + vm->vm->bus[KC_MMIO].count);
 }
 
@@ -225,8 +226,8 @@ static PyObject *get_memory(PyObject *self, void *unused)
 		return pc_vm_fail(self, &err);
 	tuple = PyTuple_New((Py_ssize_t)count);
 	for (size_t i = 0; i < count; i++) {
-		PyObject *memory =
-			tuple ? pc_memory_new(state, (struct pc_vm *)self, list[i]) : NULL;
+		PyObject *memory = tuple ? pc_memory_new(state, (struct pc_vm *)self, list[i])
+					 : NULL;
 
 		if (memory)
 			PyTuple_SET_ITEM(tuple, (Py_ssize_t)i, memory);
@@ -333,7 +334,8 @@ static PyObject *get_closed(PyObject *self, void *unused)
 
 static PyObject *get_unassigned(PyObject *self, void *unused)
 {
-	return PyUnicode_FromString(atomic_load(&pc_vm_core(self)->unassigned_ones) ? "ones" : "error");
+	return PyUnicode_FromString(atomic_load(&pc_vm_core(self)->unassigned_ones) ? "ones"
+										    : "error");
 }
 
 static int set_unassigned(PyObject *self, PyObject *value, void *unused)
@@ -387,8 +389,8 @@ static PyObject *get_address_hook(PyObject *self, void *unused)
 
 static int set_address_hook(PyObject *self, PyObject *value, void *unused)
 {
-	return set_hook(&((struct pc_vm *)self)->address_hook, &pc_vm_core(self)->hooks.has_redirect,
-			value, "address_hook");
+	return set_hook(&((struct pc_vm *)self)->address_hook,
+			&pc_vm_core(self)->hooks.has_redirect, value, "address_hook");
 }
 
 /* ---- memory ---- */
@@ -402,8 +404,8 @@ static PyObject *read_(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 	int failed;
 
 	if (nargs != 2) {
-		PyErr_Format(PyExc_TypeError, "read() takes an address and a size, not %zd arguments",
-			     nargs);
+		PyErr_Format(PyExc_TypeError,
+			     "read() takes an address and a size, not %zd arguments", nargs);
 		return NULL;
 	}
 	if (pc_u64(args[0], "address", &address) || pc_uint(args[1], "size", PY_SSIZE_T_MAX, &size))
@@ -432,13 +434,14 @@ static PyObject *write_(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 	int failed;
 
 	if (nargs != 2) {
-		PyErr_Format(PyExc_TypeError, "write() takes an address and data, not %zd arguments",
-			     nargs);
+		PyErr_Format(PyExc_TypeError,
+			     "write() takes an address and data, not %zd arguments", nargs);
 		return NULL;
 	}
 	if (kc_vm_check(pc_vm_core(self), &err))
 		return pc_vm_fail(self, &err);
-	if (pc_u64(args[0], "address", &address) || PyObject_GetBuffer(args[1], &view, PyBUF_SIMPLE))
+	if (pc_u64(args[0], "address", &address) ||
+	    PyObject_GetBuffer(args[1], &view, PyBUF_SIMPLE))
 		return NULL;
 	pc_release(&gil, NULL);
 	failed = kc_memory_write(pc_vm_core(self), address, view.buf, (size_t)view.len, &err);
@@ -483,8 +486,8 @@ static PyObject *enable_cap(PyObject *self, PyObject *args, PyObject *kwargs)
 		return NULL;
 	}
 	empty = PyTuple_New(0);
-	parsed = empty && PyArg_ParseTupleAndKeywords(empty, kwargs, "|$O:enable_cap", names,
-						      &flags_arg);
+	parsed = empty &&
+		 PyArg_ParseTupleAndKeywords(empty, kwargs, "|$O:enable_cap", names, &flags_arg);
 	Py_XDECREF(empty);
 	if (!parsed || pc_uint(PyTuple_GET_ITEM(args, 0), "a capability", INT32_MAX, &cap) ||
 	    (flags_arg && pc_uint(flags_arg, "flags", UINT32_MAX, &flags)))
@@ -499,8 +502,9 @@ static PyObject *enable_cap(PyObject *self, PyObject *args, PyObject *kwargs)
 		request.args[i - 1] = value;
 	}
 	return pc_vm_done(self,
-		    kc_vm_ioctl(pc_vm_core(self), KVM_ENABLE_CAP, "KVM_ENABLE_CAP", &request, &err) < 0,
-		    &err);
+			  kc_vm_ioctl(pc_vm_core(self), KVM_ENABLE_CAP, "KVM_ENABLE_CAP", &request,
+				      &err) < 0,
+			  &err);
 }
 
 /* ---- stopping and closing ---- */
@@ -552,8 +556,8 @@ static PyObject *exit_(PyObject *self, PyObject *args)
 
 /* ---- the type ---- */
 
-#define KEYWORDS(function) (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS
-#define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
+#define KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
+#define FAST(function) (PyCFunction)(void (*)(void)) function, METH_FASTCALL
 
 static PyMethodDef methods[] = {
 	{ "add_memory", KEYWORDS(pc_vm_add_memory), DOC_VM_add_memory },
@@ -603,15 +607,9 @@ static PyMemberDef members[] = {
 };
 
 static PyType_Slot slots[] = {
-	{ Py_tp_doc, (void *)DOC_VM },
-	{ Py_tp_dealloc, dealloc },
-	{ Py_tp_traverse, traverse },
-	{ Py_tp_clear, clear },
-	{ Py_tp_repr, repr },
-	{ Py_tp_methods, methods },
-	{ Py_tp_getset, properties },
-	{ Py_tp_members, members },
-	{ 0, NULL },
+	{ Py_tp_doc, (void *)DOC_VM }, { Py_tp_dealloc, dealloc }, { Py_tp_traverse, traverse },
+	{ Py_tp_clear, clear },	       { Py_tp_repr, repr },	   { Py_tp_methods, methods },
+	{ Py_tp_getset, properties },  { Py_tp_members, members }, { 0, NULL },
 };
 
 static PyType_Spec spec = {

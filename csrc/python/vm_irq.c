@@ -56,8 +56,9 @@ PyObject *pc_vm_irq_line(PyObject *self, PyObject *const *args, Py_ssize_t nargs
 			(const uint64_t[]){ UINT32_MAX, 1 }, numbers))
 		return NULL;
 	return pc_vm_done(self,
-		    kc_irq_line(pc_vm_core(self), (uint32_t)numbers[0], (uint32_t)numbers[1], &err) < 0,
-		    &err);
+			  kc_irq_line(pc_vm_core(self), (uint32_t)numbers[0], (uint32_t)numbers[1],
+				      &err) < 0,
+			  &err);
 }
 
 PyObject *pc_vm_signal_msi(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -80,10 +81,11 @@ static int parse_route(PyObject *route, struct kvm_irq_routing_entry *entry)
 	bool msi;
 
 	if (!PyTuple_Check(route) || PyTuple_GET_SIZE(route) != 4) {
-		PyErr_Format(PyExc_TypeError,
-			     "a route is (gsi, \"irqchip\", chip, pin) or (gsi, \"msi\", address, data), "
-			     "not %R",
-			     route);
+		PyErr_Format(
+			PyExc_TypeError,
+			"a route is (gsi, \"irqchip\", chip, pin) or (gsi, \"msi\", address, data), "
+			"not %R",
+			route);
 		return -1;
 	}
 	gsi_arg = PyTuple_GET_ITEM(route, 0);
@@ -91,8 +93,10 @@ static int parse_route(PyObject *route, struct kvm_irq_routing_entry *entry)
 	first = PyTuple_GET_ITEM(route, 2);
 	second = PyTuple_GET_ITEM(route, 3);
 	msi = PyUnicode_Check(kind) && !PyUnicode_CompareWithASCIIString(kind, "msi");
-	if (!msi && !(PyUnicode_Check(kind) && !PyUnicode_CompareWithASCIIString(kind, "irqchip"))) {
-		PyErr_Format(PyExc_ValueError, "a route's kind is 'irqchip' or 'msi', not %R", kind);
+	if (!msi &&
+	    !(PyUnicode_Check(kind) && !PyUnicode_CompareWithASCIIString(kind, "irqchip"))) {
+		PyErr_Format(PyExc_ValueError, "a route's kind is 'irqchip' or 'msi', not %R",
+			     kind);
 		return -1;
 	}
 	if (pc_uint(gsi_arg, "a route's gsi", UINT32_MAX, &gsi) ||
@@ -180,8 +184,8 @@ PyObject *pc_vm_remove_irqfd(PyObject *self, PyObject *const *args, Py_ssize_t n
 	int fd;
 
 	if (nargs != 2) {
-		PyErr_Format(PyExc_TypeError, "remove_irqfd() takes a gsi and an fd, not %zd arguments",
-			     nargs);
+		PyErr_Format(PyExc_TypeError,
+			     "remove_irqfd() takes a gsi and an fd, not %zd arguments", nargs);
 		return NULL;
 	}
 	if (pc_uint(args[0], "gsi", UINT32_MAX, &gsi))
@@ -205,9 +209,9 @@ static int set_ioeventfd(PyObject *self, PyObject *args, PyObject *kwargs, bool 
 	struct pc_gil gil;
 	int io = 0, fd;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs,
-					 remove ? "OOO|$Op:remove_ioeventfd" : "OO|O$Op:ioeventfd",
-					 names, &address_arg, &size_arg, &fd_arg, &value_arg, &io) ||
+	if (!PyArg_ParseTupleAndKeywords(
+		    args, kwargs, remove ? "OOO|$Op:remove_ioeventfd" : "OO|O$Op:ioeventfd", names,
+		    &address_arg, &size_arg, &fd_arg, &value_arg, &io) ||
 	    pc_u64(address_arg, "address", &address) || pc_uint(size_arg, "size", 8, &size) ||
 	    (value_arg != Py_None && pc_u64(value_arg, "value", &value)))
 		return -1;

@@ -123,8 +123,9 @@ static int start(struct guest *guest)
 	if (ioctl(guest->vcpu, KVM_GET_SREGS, &sregs))
 		return -1;
 	sregs.cs.base = sregs.cs.selector = 0;
-	return ioctl(guest->vcpu, KVM_SET_SREGS, &sregs) || ioctl(guest->vcpu, KVM_SET_REGS, &regs) ? -1 :
-												      0;
+	return ioctl(guest->vcpu, KVM_SET_SREGS, &sregs) || ioctl(guest->vcpu, KVM_SET_REGS, &regs)
+		       ? -1
+		       : 0;
 }
 
 EXPORT struct guest *raw_guest(const uint8_t *code, size_t size)
@@ -298,7 +299,8 @@ static int arm(struct guest *guest, long ns, long interval)
 {
 	struct itimerspec spec = {
 		.it_value = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 },
-		.it_interval = { .tv_sec = interval / 1000000000, .tv_nsec = interval % 1000000000 },
+		.it_interval = { .tv_sec = interval / 1000000000,
+				 .tv_nsec = interval % 1000000000 },
 	};
 
 	return timer_settime(guest->timer, 0, &spec, NULL);

@@ -23,13 +23,13 @@
 static struct kc_trace trace;
 static _Thread_local struct kc_error err;
 
-#define check_ok(result)                                                                          \
-	do {                                                                                      \
-		if (result) {                                                                     \
-			fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #result,           \
-				err.message);                                                     \
-			abort();                                                                  \
-		}                                                                                 \
+#define check_ok(result)                                                                           \
+	do {                                                                                       \
+		if (result) {                                                                      \
+			fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #result,            \
+				err.message);                                                      \
+			abort();                                                                   \
+		}                                                                                  \
 	} while (0)
 
 struct guest {
@@ -111,8 +111,8 @@ static inline struct kc_vcpu *make_vcpu(struct guest *guest)
 	return vcpu;
 }
 
-#define put_code(guest, at, ...)                                                                  \
-	memcpy((guest)->ram + (at), (const uint8_t[]){ __VA_ARGS__ },                             \
+#define put_code(guest, at, ...)                                                                   \
+	memcpy((guest)->ram + (at), (const uint8_t[]){ __VA_ARGS__ },                              \
 	       sizeof((const uint8_t[]){ __VA_ARGS__ }))
 
 /* A run as the binding makes one: claimed while it lasts. */
@@ -190,9 +190,9 @@ static inline void recorder_release(void *opaque)
 
 static inline struct kc_device recorder_device(struct recorder *recorder)
 {
-	return (struct kc_device){
-		.access = recorder_access, .release = recorder_release, .opaque = recorder
-	};
+	return (struct kc_device){ .access = recorder_access,
+				   .release = recorder_release,
+				   .opaque = recorder };
 }
 
 static inline struct kc_range *map_recorder(struct guest *guest, enum kc_space space, uint64_t base,

@@ -37,7 +37,8 @@ static void test_edges(void)
 	check(write_byte(KC_IO, 0x0f, 1) == 1 && write_byte(KC_IO, 0x19, 1) == 1);
 	check(write_byte(KC_MMIO, 0x10, 1) == 1); /* another space */
 	check(write_byte(KC_IO, 0x10, 1) == 0 && write_byte(KC_IO, 0x17, 2) == 0);
-	check(a.count == 2 && a.noted[0].offset == 0 && a.noted[1].offset == 7 && a.noted[1].value == 2);
+	check(a.count == 2 && a.noted[0].offset == 0 && a.noted[1].offset == 7 &&
+	      a.noted[1].value == 2);
 	/* The last that was found, and then its neighbour: the cache gives neither away. */
 	check(write_byte(KC_IO, 0x18, 3) == 0 && b.count == 1 && b.noted[0].offset == 0);
 	check(write_byte(KC_IO, 0x17, 3) == 0 && write_byte(KC_IO, 0x18, 3) == 0);
@@ -85,7 +86,8 @@ static void test_ends(void)
 	check(port && top);
 	check(!map_recorder(&guest, KC_MMIO, UINT64_MAX - 7, 8, &a));
 	check(write_byte(KC_IO, 0xffff, 1) == 0 && write_byte(KC_IO, 0xfffe, 1) == 1);
-	check(write_byte(KC_MMIO, UINT64_MAX, 1) == 0 && write_byte(KC_MMIO, UINT64_MAX - 1, 1) == 1);
+	check(write_byte(KC_MMIO, UINT64_MAX, 1) == 0 &&
+	      write_byte(KC_MMIO, UINT64_MAX - 1, 1) == 1);
 	check(a.count == 2 && a.noted[0].offset == 0 && a.noted[1].offset == 0);
 	check_ok(kc_range_remove(port, &err) || kc_range_remove(top, &err));
 	kc_range_put(port, guest.vm);

@@ -42,7 +42,8 @@ static void test_pull_once(struct kc_vcpu *vcpu)
 		check(kc_context_read(vcpu, KC_X86_DEBUGREGS, &err));
 		both_never(vcpu);
 	}
-	check(pulls <= 2); /* the general registers come with the exit, where the kernel can do that */
+	check(pulls <=
+	      2); /* the general registers come with the exit, where the kernel can do that */
 	/* A clean copy is not pushed. */
 	check_ok(kc_context_flush(vcpu, &err));
 	check(pushes == 0);

@@ -44,12 +44,15 @@ static void test_io(void)
 		 0xe7, 0x11, 0x66, 0xe7, 0x10, 0xf4); /* out 0x11, ax; out 0x10, eax; hlt */
 	check(run_to_stop(vcpu) == KC_STOP_IDLE);
 	check(recorder.count == 5);
-	check(recorder.noted[0].is_write && recorder.noted[0].value == 0x42 && recorder.noted[0].size == 1);
-	check(!recorder.noted[1].is_write && recorder.noted[1].offset == 2 && recorder.noted[1].size == 2);
+	check(recorder.noted[0].is_write && recorder.noted[0].value == 0x42 &&
+	      recorder.noted[0].size == 1);
+	check(!recorder.noted[1].is_write && recorder.noted[1].offset == 2 &&
+	      recorder.noted[1].size == 2);
 	check(!recorder.noted[2].is_write && recorder.noted[2].size == 4);
 	check(recorder.noted[3].value == 0xabcd && recorder.noted[3].offset == 1);
 	check(recorder.noted[4].value == 0x1234abcd);
-	check(kc_stat_read(&vcpu->stats, KC_STAT_io) == 5 && kc_stat_read(&vcpu->stats, KC_STAT_halts) == 1);
+	check(kc_stat_read(&vcpu->stats, KC_STAT_io) == 5 &&
+	      kc_stat_read(&vcpu->stats, KC_STAT_halts) == 1);
 	check(vcpu->exits.records[(vcpu->exits.total - 1) % KC_LAST_EXITS].reason == KVM_EXIT_HLT);
 	check_ok(kc_range_remove(range, &err));
 	kc_range_put(range, guest.vm);
@@ -68,8 +71,8 @@ static void test_strings(void)
 	range = kc_bus_map(guest.vm, KC_IO, 0x10, 1, &device, false, &err);
 	check(range);
 	/* xor ax, ax; mov ds, ax; mov si, 0x3000; mov cx, 300; mov dx, 0x10; cld; rep outsb; hlt */
-	put_code(&guest, CODE, 0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0, 0x30, 0xb9, 0x2c, 1, 0xba, 0x10, 0, 0xfc,
-		 0xf3, 0x6e, 0xf4);
+	put_code(&guest, CODE, 0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0, 0x30, 0xb9, 0x2c, 1, 0xba, 0x10, 0,
+		 0xfc, 0xf3, 0x6e, 0xf4);
 	check(run_to_stop(vcpu) == KC_STOP_IDLE);
 	for (size_t i = 0; i < recorder.count; i++)
 		bytes += recorder.noted[i].count * recorder.noted[i].size;
@@ -111,10 +114,12 @@ static void test_mmio(void)
 	guest.vm->hooks.redirect = redirect;
 	atomic_store(&guest.vm->hooks.has_redirect, true);
 	recorder.answer = 0x8765;
-	put_code(&guest, CODE, 0xa1, 2, 0, 0xa2, 0x10, 0, 0xf4); /* mov ax, [2]; mov [0x10], al; hlt */
+	put_code(&guest, CODE, 0xa1, 2, 0, 0xa2, 0x10, 0,
+		 0xf4); /* mov ax, [2]; mov [0x10], al; hlt */
 	check(run_to_stop(vcpu) == KC_STOP_IDLE);
 	check(recorder.count == 2 && recorder.noted[0].offset == 2 && recorder.noted[0].size == 2);
-	check(recorder.noted[1].is_write && recorder.noted[1].offset == 0 && recorder.noted[1].value == 0x65);
+	check(recorder.noted[1].is_write && recorder.noted[1].offset == 0 &&
+	      recorder.noted[1].value == 0x65);
 	check(regs_of(vcpu).rax == 0x8765 && kc_stat_read(&vcpu->stats, KC_STAT_mmio) == 2);
 	atomic_store(&guest.vm->hooks.has_redirect, false);
 	check_ok(kc_range_remove(range, &err));
@@ -131,7 +136,8 @@ static void test_unassigned(void)
 	memset(&recorder, 0, sizeof(recorder));
 	put_code(&guest, CODE, 0xe7, 0x80, 0xe4, 0x81, 0xa3, 4, 0, 0xf4); /* out, in, mov [4], ax */
 	check(run_for(vcpu, KC_NEVER, NULL) == -1 && err.kind == KC_ERR_UNASSIGNED);
-	check(err.address == 0x80 && err.access.size == 2 && err.access.is_write && err.access.is_io);
+	check(err.address == 0x80 && err.access.size == 2 && err.access.is_write &&
+	      err.access.is_io);
 	check(vcpu->status == KC_SERVICE && vcpu->stop_reason == KC_STOP_ERROR);
 	range = map_recorder(&guest, KC_IO, 0x80, 1, &recorder);
 	check(run_for(vcpu, KC_NEVER, NULL) == -1 && err.kind == KC_ERR_UNASSIGNED);
@@ -181,8 +187,9 @@ static void expect_guest_error(struct kc_vcpu *vcpu, uint32_t reason)
 /* Flat protected mode, without descriptor tables: the first exception is the last. */
 static void set_protected(struct kc_vcpu *vcpu)
 {
-	struct kvm_segment data = { .limit = 0xffffffff, .selector = 16, .type = 3, .present = 1, .db = 1,
-				    .s = 1, .g = 1 };
+	struct kvm_segment data = {
+		.limit = 0xffffffff, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1
+	};
 	struct kvm_sregs *sregs;
 
 	check_ok(kc_vcpu_claim(vcpu, &err));

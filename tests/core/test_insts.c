@@ -54,7 +54,8 @@ static void test_steps(void)
 
 	memset(&recorder, 0, sizeof(recorder));
 	/* inc ax; out 0x10, al; inc ax; hlt; inc ax; mov cx, 3; rep stosb; jmp itself */
-	put_code(&guest, CODE, 0x40, 0xe6, 0x10, 0x40, 0xf4, 0x40, 0xb9, 3, 0, 0xf3, 0xaa, 0xeb, 0xfe);
+	put_code(&guest, CODE, 0x40, 0xe6, 0x10, 0x40, 0xf4, 0x40, 0xb9, 3, 0, 0xf3, 0xaa, 0xeb,
+		 0xfe);
 	check(step(vcpu, 1) == 1 && rip_of(vcpu) == CODE + 1);
 	check(step(vcpu, 1) == 1 && rip_of(vcpu) == CODE + 3 && recorder.count == 1);
 	/* It stops at the halt, which is an instruction, as on hardware. */
@@ -66,7 +67,8 @@ static void test_steps(void)
 	check(rip_of(vcpu) == CODE + 11 && vcpu->stop_reason == KC_STOP_INSTS);
 	check(step(vcpu, 7) == 7 && rip_of(vcpu) == CODE + 11);
 	check(atomic_load(&vcpu->insts) == 14 && vcpu->insts_known);
-	check(kc_stat_read(&vcpu->stats, KC_STAT_insts) == 14 && atomic_load(&guest.vm->insts) == 14);
+	check(kc_stat_read(&vcpu->stats, KC_STAT_insts) == 14 &&
+	      atomic_load(&guest.vm->insts) == 14);
 	check_ok(kc_range_remove(range, &err));
 	kc_range_put(range, guest.vm);
 	kc_vcpu_put(vcpu);
@@ -111,7 +113,8 @@ static void test_stops(void)
 		check(run_to_stop(vcpu) == KC_STOP_INSTS);
 		total += n;
 		check(atomic_load(&vcpu->insts) == total && rip_of(vcpu) == at[total % 3]);
-		check(ax_of(vcpu) == (uint16_t)((total + 2) / 3) && recorder.count == (total + 1) / 3);
+		check(ax_of(vcpu) == (uint16_t)((total + 2) / 3) &&
+		      recorder.count == (total + 1) / 3);
 	}
 	check(kc_vcpu_schedule_inst_stop(vcpu, 0, &err) == -1 && err.kind == KC_ERR_VALUE);
 	check_ok(kc_range_remove(range, &err));

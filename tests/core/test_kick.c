@@ -144,7 +144,8 @@ static void test_alarm(void)
 
 	check(!pthread_sigmask(SIG_SETMASK, NULL, &before));
 	check(!sigaction(SIGALRM, &action, &old));
-	check(!timer_create(CLOCK_MONOTONIC, &event, &timer) && !timer_settime(timer, 0, &every, NULL));
+	check(!timer_create(CLOCK_MONOTONIC, &event, &timer) &&
+	      !timer_settime(timer, 0, &every, NULL));
 	vcpu->hooks.host_signals = host_signals;
 	/* The handler runs while the guest spins for ever, and what it does ends the run. */
 	check(run_to_stop(vcpu) == KC_STOP_STOP);

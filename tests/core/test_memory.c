@@ -85,7 +85,8 @@ static void test_copies(void)
 		data[i] = (uint8_t)(i * 7);
 	check_ok(kc_memory_write(guest.vm, 0x200001, data, 0x2ffe, &err));
 	check_ok(kc_memory_read(guest.vm, 0x200001, back, 0x2ffe, &err));
-	check(!memcmp(data, back, 0x2ffe) && !first->mapping->host[0] && !second->mapping->host[0xfff]);
+	check(!memcmp(data, back, 0x2ffe) && !first->mapping->host[0] &&
+	      !second->mapping->host[0xfff]);
 	check_ok(kc_memory_write(guest.vm, 0x202fff, data, 1, &err));
 	check_ok(kc_memory_write(guest.vm, 0x987654321, data, 0, &err)); /* nothing is anywhere */
 
@@ -96,7 +97,8 @@ static void test_copies(void)
 	check(first->mapping->host[0x1000] != 0x11);
 	check(kc_memory_read(guest.vm, 0x1fffff, back, 2, &err) == -1 && err.address == 0x1fffff);
 	check(kc_memory_read(guest.vm, 0x204fff, back, 2, &err) == -1 && err.address == 0x205000);
-	check(kc_memory_read(guest.vm, UINT64_MAX, back, 2, &err) == -1 && err.address == UINT64_MAX);
+	check(kc_memory_read(guest.vm, UINT64_MAX, back, 2, &err) == -1 &&
+	      err.address == UINT64_MAX);
 	check(kc_memory_read(guest.vm, 0, back, 0x5000, &err) == 0);
 
 	/* Between slots that are taken off, the others stay where they are. */
@@ -117,7 +119,8 @@ static void test_files(void)
 	check(!kc_mapping_file(fd, 0, 0x4000, &err) && err.kind == KC_ERR_VALUE);
 	check(!kc_mapping_file(fd, 0x1000, 0x3000, &err) && err.kind == KC_ERR_VALUE);
 	check(!kc_mapping_file(fd, 0x800, 0x1000, &err) && err.kind == KC_ERR_VALUE);
-	check(!kc_mapping_file(fd, INT64_MAX & ~0xfffULL, 0x1000, &err) && err.kind == KC_ERR_VALUE);
+	check(!kc_mapping_file(fd, INT64_MAX & ~0xfffULL, 0x1000, &err) &&
+	      err.kind == KC_ERR_VALUE);
 	check(!kc_mapping_file(-1, 0, 0x1000, &err) && err.kind == KC_ERR_OS);
 	check(!pipe(ends));
 	check(!kc_mapping_file(ends[0], 0, 0x1000, &err) && err.kind == KC_ERR_VALUE);

@@ -82,7 +82,8 @@ static void test_order(void)
 	check(!kc_queue_schedule(queue, &items[3].event, 10, &err));
 	check(!kc_queue_schedule(queue, &items[4].event, 30, &err));
 	check(kc_queue_next(queue) == 10);
-	check(!kc_queue_service(queue, 9, &called, &err) && called == 0 && kc_queue_now(queue) == 9);
+	check(!kc_queue_service(queue, 9, &called, &err) && called == 0 &&
+	      kc_queue_now(queue) == 9);
 	check(!kc_queue_service(queue, 25, &called, &err) && called == 4);
 	check(!memcmp(calls, (int[]){ 3, 1, 2, 0 }, 4 * sizeof(int)));
 	check(items[3].called_at == 10 && items[0].called_at == 20);
@@ -142,8 +143,8 @@ static void test_random(void)
 		struct item *item = &items[rand_r(&seed) % 1000];
 
 		if (rand_r(&seed) % 3)
-			check(!kc_queue_schedule(queue, &item->event, (uint64_t)(rand_r(&seed) % 5000),
-						 &err));
+			check(!kc_queue_schedule(queue, &item->event,
+						 (uint64_t)(rand_r(&seed) % 5000), &err));
 		else
 			kc_queue_cancel(queue, &item->event);
 	}

@@ -45,7 +45,8 @@ static void reset(uint16_t start)
 /* mov cx, n; write ax: inc ax; loop write; out 0x20, al; hlt */
 static void put_writer(uint16_t n)
 {
-	put_code(&guest, CODE, 0xb9, n & 0xff, n >> 8, 0xa3, 0, 0, 0x40, 0xe2, 0xfa, 0xe6, 0x20, 0xf4);
+	put_code(&guest, CODE, 0xb9, n & 0xff, n >> 8, 0xa3, 0, 0, 0x40, 0xe2, 0xfa, 0xe6, 0x20,
+		 0xf4);
 }
 
 static void test_order_and_wrap(void)
@@ -66,14 +67,16 @@ static void test_order_and_wrap(void)
 		exits = kc_stat_read(&vcpu->stats, KC_STAT_exits) - exits;
 		check(n < 20 || exits < n);
 	}
-	check(kc_stat_read(&vcpu->stats, KC_STAT_coalesced_mmio) + kc_stat_read(&vcpu->stats, KC_STAT_mmio) ==
+	check(kc_stat_read(&vcpu->stats, KC_STAT_coalesced_mmio) +
+		      kc_stat_read(&vcpu->stats, KC_STAT_mmio) ==
 	      40 + 37 * 39 * 40 / 2);
 
 	/* An error of the device's holds the rest back, and then they still come before what followed them. */
 	put_writer(10);
 	reset(CODE);
 	coalesced.fails = KC_ERR_VALUE;
-	check(run_for(vcpu, KC_NEVER, NULL) == -1 && err.kind == KC_ERR_VALUE && coalesced.count == 1);
+	check(run_for(vcpu, KC_NEVER, NULL) == -1 && err.kind == KC_ERR_VALUE &&
+	      coalesced.count == 1);
 	check(run_to_stop(vcpu) == KC_STOP_IDLE);
 	check(coalesced.count == 10 && before_plain == 10 && plain.count == 1);
 
@@ -81,7 +84,8 @@ static void test_order_and_wrap(void)
 	check_ok(kc_range_remove(range, &err));
 	kc_range_put(range, guest.vm);
 	reset(CODE);
-	check(run_for(vcpu, KC_NEVER, NULL) == -1 && err.kind == KC_ERR_UNASSIGNED && err.address == MMIO);
+	check(run_for(vcpu, KC_NEVER, NULL) == -1 && err.kind == KC_ERR_UNASSIGNED &&
+	      err.address == MMIO);
 	check_ok(kc_range_remove(other, &err));
 	kc_range_put(other, guest.vm);
 }

@@ -43,7 +43,8 @@ static void test_memory_mode(void)
 	guest.vm->hooks.memory_mode = refuse_mode;
 	atomic_store(&guest.vm->hooks.has_memory_mode, true);
 	check_ok(kc_vcpu_claim(vcpu, &err));
-	check(kc_vcpu_start(vcpu, &err) == -1 && err.kind == KC_ERR_STATE && strstr(err.message, "cache"));
+	check(kc_vcpu_start(vcpu, &err) == -1 && err.kind == KC_ERR_STATE &&
+	      strstr(err.message, "cache"));
 	atomic_store(&guest.vm->hooks.has_memory_mode, false);
 	check_ok(kc_vcpu_start(vcpu, &err));
 	kc_vcpu_release(vcpu);
@@ -63,7 +64,8 @@ static void test_ticks(void)
 	check_ok(kc_vcpu_claim(vcpu, &err));
 	while (vcpu->status == KC_RUNNING)
 		check_ok(kc_vcpu_tick(vcpu, &delay, &err));
-	check(vcpu->status == KC_SERVICE && vcpu->run->exit_reason == KVM_EXIT_IO && !recorder.count);
+	check(vcpu->status == KC_SERVICE && vcpu->run->exit_reason == KVM_EXIT_IO &&
+	      !recorder.count);
 	check_ok(kc_vcpu_tick(vcpu, &delay, &err));
 	check(vcpu->status == KC_COMPLETION && recorder.count == 1);
 	check_ok(kc_vcpu_enter(vcpu, 0, &delay, &err));
@@ -128,15 +130,18 @@ static int tick_call(void *opaque, struct kc_error *error)
 	ticker->calls++;
 	if (ticker->calls == ticker->wake_at)
 		kc_vcpu_wakeup(ticker->vcpu);
-	return ticker->again ? kc_queue_schedule(queue, &ticker->event, ticker->event.when + ticker->again, error) :
-			       0;
+	return ticker->again ? kc_queue_schedule(queue, &ticker->event,
+						 ticker->event.when + ticker->again, error)
+			     : 0;
 }
 
 /* Halted, with events: time jumps from one to the next. */
 static void test_idle_jumps(void)
 {
 	struct kc_vcpu *vcpu = make_vcpu(&guest);
-	struct ticker ticker = { .event = { .call = tick_call, .opaque = &ticker }, .vcpu = vcpu, .wake_at = 1000 };
+	struct ticker ticker = { .event = { .call = tick_call, .opaque = &ticker },
+				 .vcpu = vcpu,
+				 .wake_at = 1000 };
 	uint64_t start, passed, begin = now_ns();
 
 	put_code(&guest, CODE, 0xf4, 0x40, 0xf4);
@@ -145,7 +150,8 @@ static void test_idle_jumps(void)
 	ticker.again = 1000 * PS_PER_MS; /* a second */
 	check_ok(kc_queue_schedule(vcpu->queue, &ticker.event, start + ticker.again, &err));
 	check_ok(run_for(vcpu, 100000 * PS_PER_MS, &passed));
-	check(vcpu->stop_reason == KC_STOP_TICKS && passed == 100000 * PS_PER_MS && ticker.calls == 100);
+	check(vcpu->stop_reason == KC_STOP_TICKS && passed == 100000 * PS_PER_MS &&
+	      ticker.calls == 100);
 	check(ticker.late == 0 && now_ns() - begin < 10000000000);
 	/* One of them wakes it; it halts again, and then nothing is left. */
 	ticker.wake_at = 101;
@@ -162,7 +168,9 @@ static void test_idle_jumps(void)
 static void test_periodic(void)
 {
 	struct kc_vcpu *vcpu = make_vcpu(&guest);
-	struct ticker ticker = { .event = { .call = tick_call, .opaque = &ticker }, .vcpu = vcpu, .again = PS_PER_MS };
+	struct ticker ticker = { .event = { .call = tick_call, .opaque = &ticker },
+				 .vcpu = vcpu,
+				 .again = PS_PER_MS };
 	uint64_t passed;
 
 	put_code(&guest, CODE, 0xeb, 0xfe);
@@ -219,13 +227,15 @@ static void test_interrupts(void)
 	put_code(&guest, 0x3000, 0xe6, 0x10, 0xcf); /* out 0x10, al; iret */
 	put_code(&guest, 0x3010, 0xe6, 0x11, 0xcf);
 	put_code(&guest, 0x3020, 0xe6, 0x12, 0xcf);
-	put_code(&guest, CODE, 0xfa, 0x90, 0x90, 0xfb, 0x90, 0xf4, 0xeb, 0xfd); /* cli; nop; nop; sti; nop; hlt; back */
+	put_code(&guest, CODE, 0xfa, 0x90, 0x90, 0xfb, 0x90, 0xf4, 0xeb,
+		 0xfd); /* cli; nop; nop; sti; nop; hlt; back */
 	check_ok(kc_vcpu_interrupt(vcpu, 0x20, &err));
 	check_ok(kc_vcpu_interrupt(vcpu, 0x21, &err));
 	check(kc_vcpu_interrupt(vcpu, 256, &err) == -1 && err.kind == KC_ERR_VALUE);
 	check(run_to_stop(vcpu) == KC_STOP_IDLE);
 	/* The higher vector first. */
-	check(recorder.count == 2 && recorder.noted[0].offset == 1 && recorder.noted[1].offset == 0);
+	check(recorder.count == 2 && recorder.noted[0].offset == 1 &&
+	      recorder.noted[1].offset == 0);
 	check(kc_stat_read(&vcpu->stats, KC_STAT_interrupts) == 2);
 	/* Each wakes the halted one. */
 	check_ok(kc_vcpu_nmi(vcpu, &err));
@@ -257,7 +267,8 @@ static void test_flags_written(void)
 	kc_vcpu_release(vcpu);
 	check_ok(kc_vcpu_interrupt(vcpu, 0x21, &err));
 	check(run_to_stop(vcpu) == KC_STOP_IDLE);
-	check(recorder.count == 2 && recorder.noted[0].offset == 2 && recorder.noted[1].offset == 1);
+	check(recorder.count == 2 && recorder.noted[0].offset == 2 &&
+	      recorder.noted[1].offset == 1);
 	check_ok(kc_range_remove(range, &err));
 	kc_range_put(range, guest.vm);
 	kc_vcpu_put(vcpu);

@@ -100,7 +100,8 @@ static void use_after_close(struct kc_vm *vm, struct kc_vcpu *vcpu)
 	check(!kc_kick(vcpu) && !kc_vcpu_stop(vcpu));
 	check(kc_vcpu_nmi(vcpu, &err) == -1 && err.kind == KC_ERR_CLOSED);
 	check(kc_memory_read(vm, 0, &byte, 1, &err) == -1 && err.kind == KC_ERR_CLOSED);
-	check(kc_vm_ioctl(vm, KVM_CHECK_EXTENSION, "x", &value, &err) == -1 && err.kind == KC_ERR_CLOSED);
+	check(kc_vm_ioctl(vm, KVM_CHECK_EXTENSION, "x", &value, &err) == -1 &&
+	      err.kind == KC_ERR_CLOSED);
 	check(!kc_bus_map(vm, KC_IO, 0, 1, &device, false, &err) && err.kind == KC_ERR_CLOSED);
 	check(kc_vm_schedule_inst_stop(vm, 1, &err) == -1 && err.kind == KC_ERR_CLOSED);
 	kc_vm_close(vm);
@@ -253,7 +254,8 @@ static void in_child(struct kc_vcpu *running, struct kc_vcpu *idle, struct kc_ra
 	check(!kc_memory_slots(guest.vm, &count, &err) && err.kind == KC_ERR_FORKED);
 	check(kc_slot_set_log_dirty(guest.slot, true, &err) == -1 && err.kind == KC_ERR_FORKED);
 	check(kc_slot_remove(guest.slot, &err) == -1 && err.kind == KC_ERR_FORKED);
-	check(!kc_bus_map(guest.vm, KC_IO, 0, 1, &device, false, &err) && err.kind == KC_ERR_FORKED);
+	check(!kc_bus_map(guest.vm, KC_IO, 0, 1, &device, false, &err) &&
+	      err.kind == KC_ERR_FORKED);
 	check(kc_range_remove(range, &err) == -1 && err.kind == KC_ERR_FORKED);
 	made = kc_vm_create(guest.kvm, 0, 1000000000000ULL, &trace, &err);
 	check(!made && err.kind == KC_ERR_FORKED);

@@ -89,7 +89,8 @@ static void test_counters(void)
 	/* An event that nobody has */
 	kc_counters_use(&counters, PERF_TYPE_SOFTWARE, 0x7fffffff);
 	check(kc_counters_probe(&counters));
-	check(kc_counters_attach(&counters, gettid(), &err) == -1 && err.kind == KC_ERR_UNSUPPORTED);
+	check(kc_counters_attach(&counters, gettid(), &err) == -1 &&
+	      err.kind == KC_ERR_UNSUPPORTED);
 }
 
 /* Runs of a spinning guest with a source: ticks pass as the host's time does, scaled. */
@@ -120,7 +121,8 @@ static void test_sources(void)
 
 	put_code(&guest, CODE, 0xeb, 0xfe);
 	for (size_t i = 0; i < 3; i++) {
-		struct kc_vcpu_config config = { .host_factor = factors[i], .time_source = KC_TIME_TSC };
+		struct kc_vcpu_config config = { .host_factor = factors[i],
+						 .time_source = KC_TIME_TSC };
 
 		test_source(config);
 		config.time_source = KC_TIME_THREAD;

@@ -72,8 +72,7 @@ uint32_t *kc_arch_msr_list(struct kc_vm *vm, size_t *count, struct kc_error *err
 struct kc_cpuid_entry {
 	uint32_t word[7];
 };
-struct kc_cpuid_entry *kc_arch_get_cpuid(struct kc_vcpu *vcpu, size_t *count,
-					 struct kc_error *err);
+struct kc_cpuid_entry *kc_arch_get_cpuid(struct kc_vcpu *vcpu, size_t *count, struct kc_error *err);
 int kc_arch_set_cpuid(struct kc_vcpu *vcpu, const struct kc_cpuid_entry *entries, size_t count,
 		      struct kc_error *err);
 /*

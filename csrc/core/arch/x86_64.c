@@ -106,8 +106,9 @@ struct kc_cpuid_entry *kc_arch_get_cpuid(struct kc_vcpu *vcpu, size_t *count, st
 	for (uint32_t i = 0; i < table->nent; i++) {
 		const struct kvm_cpuid_entry2 *from = &table->entries[i];
 
-		entries[i] = (struct kc_cpuid_entry){ { from->function, from->index, from->flags,
-							from->eax, from->ebx, from->ecx, from->edx } };
+		entries[i] =
+			(struct kc_cpuid_entry){ { from->function, from->index, from->flags,
+						   from->eax, from->ebx, from->ecx, from->edx } };
 	}
 	return entries;
 }
@@ -118,7 +119,8 @@ int kc_arch_set_cpuid(struct kc_vcpu *vcpu, const struct kc_cpuid_entry *entries
 	kc_auto_free struct kvm_cpuid2 *table = NULL;
 
 	if (count > CPUID_MAX)
-		return kc_fail(err, KC_ERR_VALUE, "%zu CPUID entries: KVM takes %d", count, CPUID_MAX);
+		return kc_fail(err, KC_ERR_VALUE, "%zu CPUID entries: KVM takes %d", count,
+			       CPUID_MAX);
 	table = new_table(count, err);
 	if (!table || kc_context_flush(vcpu, err))
 		return -1;
@@ -126,15 +128,21 @@ int kc_arch_set_cpuid(struct kc_vcpu *vcpu, const struct kc_cpuid_entry *entries
 		const uint32_t *from = entries[i].word;
 
 		table->entries[i] = (struct kvm_cpuid_entry2){
-			.function = from[0], .index = from[1], .flags = from[2], .eax = from[3],
-			.ebx = from[4],	     .ecx = from[5],   .edx = from[6],
+			.function = from[0],
+			.index = from[1],
+			.flags = from[2],
+			.eax = from[3],
+			.ebx = from[4],
+			.ecx = from[5],
+			.edx = from[6],
 		};
 	}
 	if (ioctl(vcpu->fd, KVM_SET_CPUID2, table)) {
 		if (errno == EINVAL && vcpu->entered)
-			return kc_fail(err, KC_ERR_STATE,
-				       "KVM_SET_CPUID2: the kernel refuses to change the CPUID table "
-				       "after the guest ran");
+			return kc_fail(
+				err, KC_ERR_STATE,
+				"KVM_SET_CPUID2: the kernel refuses to change the CPUID table "
+				"after the guest ran");
 		return kc_fail_os(err, "KVM_SET_CPUID2");
 	}
 	kc_context_invalidate(vcpu);
@@ -301,7 +309,8 @@ int kc_arch_deliver_interrupts(struct kc_vcpu *vcpu, struct kc_error *err)
 			interrupt.irq = (uint32_t)vector;
 			if (ioctl(vcpu->fd, KVM_INTERRUPT, &interrupt)) {
 				kc_fail_os(err, "KVM_INTERRUPT");
-				atomic_fetch_or(&vcpu->interrupts[vector / 64], 1ULL << (vector % 64));
+				atomic_fetch_or(&vcpu->interrupts[vector / 64],
+						1ULL << (vector % 64));
 				atomic_fetch_or(&vcpu->requests, KC_REQUEST_INTERRUPT);
 				return -1;
 			}
@@ -322,7 +331,8 @@ bool kc_arch_takes_interrupts(struct kc_vcpu *vcpu)
 	struct kc_error ignored;
 	const struct kvm_regs *regs = kc_context_read(vcpu, KC_X86_REGS, &ignored);
 
-	return regs && regs->rflags & 1 << 9; /* IF; HLT with it clear waits for an NMI (SDM vol. 2) */
+	return regs &&
+	       regs->rflags & 1 << 9; /* IF; HLT with it clear waits for an NMI (SDM vol. 2) */
 }
 
 int kc_arch_has_pending_event(struct kc_vcpu *vcpu, struct kc_error *err)
