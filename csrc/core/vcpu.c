@@ -4,6 +4,8 @@
 
 #include <linux/perf_event.h>
 #include <math.h>
+#include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
