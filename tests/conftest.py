@@ -13,6 +13,7 @@ where their parts lie); every VM is closed at the end of its test::
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -24,6 +25,12 @@ import pytest
 import kvmcpu
 
 Maker = Callable[..., guests.Guest]
+
+
+def pytest_configure() -> None:
+    # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
