@@ -29,7 +29,7 @@ static size_t position(const struct kc_bus *bus, uint64_t address)
 	return low;
 }
 
-struct kc_range *kc_bus_find(struct kc_bus *bus, uint64_t address)
+kc_exit_path struct kc_range *kc_bus_find(struct kc_bus *bus, uint64_t address)
 {
 	struct kc_range *range = bus->last;
 	size_t at;
@@ -220,7 +220,7 @@ void kc_bus_destroy(struct kc_bus *bus)
 	memset(bus, 0, sizeof(*bus));
 }
 
-uint64_t kc_access_value(const struct kc_access *access)
+kc_exit_path uint64_t kc_access_value(const struct kc_access *access)
 {
 	return kc_bytes_value(access->data, access->size);
 }
@@ -245,8 +245,8 @@ static kc_cold int call_each(struct kc_range *range, struct kc_access *access, s
 	return failed;
 }
 
-int kc_bus_access(struct kc_vm *vm, enum kc_space space, uint64_t address, struct kc_access *access,
-		  struct kc_error *err)
+kc_exit_path int kc_bus_access(struct kc_vm *vm, enum kc_space space, uint64_t address,
+			       struct kc_access *access, struct kc_error *err)
 {
 	struct kc_range *range;
 	int result;

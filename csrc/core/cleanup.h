@@ -33,7 +33,9 @@ static inline void kc_cleanup_unlock(pthread_mutex_t **mutex)
 
 /* For what every exit passes through: without a call of its own, and what is rare out of its way. */
 #define kc_hot static inline __attribute__((always_inline))
-#define kc_cold __attribute__((noinline))
+#define kc_cold __attribute__((noinline, cold))
+/* For its other functions: they stand together, in as few pages as can be (see KC_VCPU_ALIGN). */
+#define kc_exit_path __attribute__((hot))
 
 /* Hand a pointer on: the value, and the variable no longer owns it. */
 #define kc_move(p)                                                                                 \

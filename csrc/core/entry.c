@@ -257,7 +257,8 @@ static kc_cold int interrupted(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
-int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+kc_exit_path int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
+			  struct kc_error *err)
 {
 	struct kc_lock *lock = &vcpu->vm->device_lock;
 	unsigned int depth = 0;

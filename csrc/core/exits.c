@@ -63,7 +63,7 @@ static uint8_t *io_data(struct kc_vcpu *vcpu)
 	return (uint8_t *)vcpu->run + vcpu->run->io.data_offset;
 }
 
-void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
+kc_exit_path void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kc_exit_record *record = kc_exit_ring_next(&vcpu->exits);
@@ -316,7 +316,7 @@ static void count(struct kc_vcpu *vcpu, uint32_t reason)
 	}
 }
 
-int kc_exit_service(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
+kc_exit_path int kc_exit_service(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
 {
 	struct kvm_run *run = vcpu->run;
 	uint32_t reason = run->exit_reason;

@@ -25,12 +25,12 @@ static void watch_forks(void)
 	pthread_atfork(NULL, NULL, count_fork);
 }
 
-unsigned int kc_fork_generation(void)
+kc_exit_path unsigned int kc_fork_generation(void)
 {
 	return atomic_load_explicit(&generation, memory_order_relaxed);
 }
 
-int kc_check_fork(unsigned int made_in, struct kc_error *err)
+kc_exit_path int kc_check_fork(unsigned int made_in, struct kc_error *err)
 {
 	if (made_in == kc_fork_generation())
 		return 0;

@@ -238,7 +238,7 @@ static int look_at_requests(struct kc_vcpu *vcpu, struct kc_error *err)
 }
 
 /* Step until a reason to stop; it is then in stop_reason. */
-static int run_loop(struct kc_vcpu *vcpu, struct kc_error *err)
+kc_exit_path static int run_loop(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	unsigned int polls = 0;
 	uint64_t delay;
@@ -274,7 +274,7 @@ static int run_loop(struct kc_vcpu *vcpu, struct kc_error *err)
 	}
 }
 
-static int check_runnable(struct kc_vcpu *vcpu, struct kc_error *err)
+kc_exit_path static int check_runnable(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	if (kc_vcpu_check(vcpu, err))
 		return -1;
@@ -298,7 +298,8 @@ static bool counts(const struct kc_vcpu *vcpu)
 	return true;
 }
 
-static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+kc_exit_path static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
+			    struct kc_error *err)
 {
 	uint64_t start;
 	int failed;
@@ -328,7 +329,8 @@ static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc
 	return failed;
 }
 
-int kc_vcpu_run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+kc_exit_path int kc_vcpu_run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
+			     struct kc_error *err)
 {
 	return run(vcpu, ticks, passed, err);
 }
@@ -381,14 +383,15 @@ static void enter_alone(struct kc_vcpu *vcpu)
 	vcpu->entry_pc = vcpu->stale_halt ? kc_arch_pc(vcpu) : KC_NO_STEP;
 }
 
-bool kc_vcpu_half_entry_is_brief(struct kc_vcpu *vcpu)
+kc_exit_path bool kc_vcpu_half_entry_is_brief(struct kc_vcpu *vcpu)
 {
 	/* It does not stay in the guest: no signal, timer or counter to care about, and no device to wait for. */
 	return !atomic_load(&vcpu->kick.thread) && vcpu->time_source != KC_TIME_PERF &&
 	       !atomic_load(&vcpu->vm->coalesces);
 }
 
-int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+kc_exit_path int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
+			       struct kc_error *err)
 {
 	int failed;
 

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cleanup.h"
+
 #define FIRST_CAPACITY 4096
 
 struct kc_sink *kc_sink_create(size_t limit, int fd, struct kc_error *err)
@@ -155,7 +157,7 @@ static bool append_byte(struct kc_sink *sink, uint8_t byte)
 	return true;
 }
 
-void kc_sink_append(struct kc_sink *sink, const uint8_t *data, size_t size)
+kc_exit_path void kc_sink_append(struct kc_sink *sink, const uint8_t *data, size_t size)
 {
 	if (size != 1 || sink->fd >= 0 || !append_byte(sink, *data))
 		append(sink, data, size);
@@ -178,7 +180,7 @@ size_t kc_sink_read(struct kc_sink *sink, uint8_t *data, size_t size, bool take)
 	return size;
 }
 
-static int sink_access(void *opaque, struct kc_access *access, struct kc_error *err)
+kc_exit_path static int sink_access(void *opaque, struct kc_access *access, struct kc_error *err)
 {
 	size_t size = (size_t)access->size * access->count;
 

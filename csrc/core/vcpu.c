@@ -332,7 +332,7 @@ static int claim_soon(struct kc_vcpu *vcpu, struct kc_error *err)
 	}
 }
 
-int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
+kc_exit_path int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	pthread_t nobody = 0, self = pthread_self();
 
@@ -350,7 +350,7 @@ int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
-int kc_vcpu_check(struct kc_vcpu *vcpu, struct kc_error *err)
+kc_exit_path int kc_vcpu_check(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	if (__builtin_expect(vcpu->fd >= 0 && !atomic_load(&vcpu->vm->closed) &&
 				     vcpu->vm->fork_generation == kc_fork_generation(),
@@ -362,7 +362,7 @@ int kc_vcpu_check(struct kc_vcpu *vcpu, struct kc_error *err)
 		       vcpu->name);
 }
 
-void kc_vcpu_release(struct kc_vcpu *vcpu)
+kc_exit_path void kc_vcpu_release(struct kc_vcpu *vcpu)
 {
 	struct kc_vm *vm = vcpu->vm;
 

@@ -9,7 +9,7 @@
  */
 static __thread struct pc_gil *current __attribute__((tls_model("initial-exec")));
 
-void pc_release(struct pc_gil *gil, struct kc_vcpu *vcpu)
+kc_exit_path void pc_release(struct pc_gil *gil, struct kc_vcpu *vcpu)
 {
 	gil->vcpu = vcpu;
 	gil->outer = current;
@@ -17,14 +17,14 @@ void pc_release(struct pc_gil *gil, struct kc_vcpu *vcpu)
 	current = gil;
 }
 
-void pc_acquire(struct pc_gil *gil)
+kc_exit_path void pc_acquire(struct pc_gil *gil)
 {
 	current = gil->outer;
 	PyEval_RestoreThread(gil->saved);
 	gil->saved = NULL;
 }
 
-void pc_enter_python(struct pc_callback *callback)
+kc_exit_path void pc_enter_python(struct pc_callback *callback)
 {
 	struct pc_gil *gil = current;
 
@@ -41,7 +41,7 @@ void pc_enter_python(struct pc_callback *callback)
 		PyErr_Fetch(&callback->type, &callback->value, &callback->traceback);
 }
 
-void pc_leave_python(struct pc_callback *callback)
+kc_exit_path void pc_leave_python(struct pc_callback *callback)
 {
 	if (callback->keep_error) {
 		if (PyErr_Occurred())

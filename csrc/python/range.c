@@ -194,7 +194,8 @@ static int take_bytes(const struct pc_device *self, struct kc_access *access, Py
 	return failed;
 }
 
-static int take_answer(const struct pc_device *self, struct kc_access *access, PyObject *answer)
+kc_exit_path static int take_answer(const struct pc_device *self, struct kc_access *access,
+				    PyObject *answer)
 {
 	if (access->is_write)
 		return answer == Py_None ? 0 : take_latency(self, access, answer);
@@ -217,7 +218,8 @@ static PyObject *last_argument(const struct pc_device *self, const struct kc_acc
 	return PyLong_FromUnsignedLong(access->count);
 }
 
-static int call_handler(const struct pc_device *self, PyObject *handler, struct kc_access *access)
+kc_exit_path static int call_handler(const struct pc_device *self, PyObject *handler,
+				     struct kc_access *access)
 {
 	PyObject *stack[4], **args = stack + 1; /* room for what a bound method puts before them */
 	size_t count = access->is_write || self->string ? 3 : 2;
@@ -241,7 +243,7 @@ static int call_handler(const struct pc_device *self, PyObject *handler, struct 
 }
 
 /* The core's way in. The handlers are set once and for all: to see that there is none takes no lock. */
-static int device_access(void *opaque, struct kc_access *access, struct kc_error *err)
+kc_exit_path static int device_access(void *opaque, struct kc_access *access, struct kc_error *err)
 {
 	struct pc_device *self = opaque;
 	struct pc_callback callback = { .keep_error = false };
@@ -271,7 +273,7 @@ static int device_access(void *opaque, struct kc_access *access, struct kc_error
 }
 
 /* Only a sink: nothing of Python's is ever needed. */
-static int sink_access(void *opaque, struct kc_access *access, struct kc_error *err)
+kc_exit_path static int sink_access(void *opaque, struct kc_access *access, struct kc_error *err)
 {
 	struct pc_device *self = opaque;
 	size_t size = (size_t)access->size * access->count;

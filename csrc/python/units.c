@@ -157,7 +157,7 @@ static int fit(PyObject *number, uint64_t *result)
 	return -1;
 }
 
-int pc_uint(PyObject *value, const char *name, uint64_t limit, uint64_t *number)
+kc_exit_path int pc_uint(PyObject *value, const char *name, uint64_t limit, uint64_t *number)
 {
 	auto_ref *index = NULL;
 
@@ -177,7 +177,7 @@ int pc_uint(PyObject *value, const char *name, uint64_t limit, uint64_t *number)
 	return -1;
 }
 
-int pc_u64(PyObject *value, const char *name, uint64_t *number)
+kc_exit_path int pc_u64(PyObject *value, const char *name, uint64_t *number)
 {
 	return pc_uint(value, name, UINT64_MAX, number);
 }
@@ -346,7 +346,7 @@ static int ticks_from_text(PyObject *value, uint64_t tick_frequency, uint64_t *t
 	return 0;
 }
 
-int pc_ticks(PyObject *value, uint64_t tick_frequency, uint64_t *ticks)
+kc_exit_path int pc_ticks(PyObject *value, uint64_t tick_frequency, uint64_t *ticks)
 {
 	if (PyUnicode_Check(value))
 		return ticks_from_text(value, tick_frequency, ticks);

@@ -12,7 +12,7 @@
 #include "vcpu_parts.h"
 #include <structmember.h> /* until Python 3.12 the members' kinds are there */
 
-int pc_vcpu_claim(struct pc_state *state, struct pc_vcpu *self)
+kc_exit_path int pc_vcpu_claim(struct pc_state *state, struct pc_vcpu *self)
 {
 	struct kc_error err;
 

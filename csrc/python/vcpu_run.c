@@ -8,12 +8,12 @@ static PyObject *fail(PyObject *self, const struct kc_error *err)
 	return pc_raise(pc_vcpu_state(self), err, self);
 }
 
-static int claim(PyObject *self)
+kc_exit_path static int claim(PyObject *self)
 {
 	return pc_vcpu_claim(pc_vcpu_state(self), pc_vcpu_of(self));
 }
 
-static void release(PyObject *self)
+kc_exit_path static void release(PyObject *self)
 {
 	kc_vcpu_release(pc_vcpu_of(self)->vcpu);
 }
@@ -42,8 +42,8 @@ static int check_any_thread(PyObject *self)
 typedef int run_function(struct kc_vcpu *vcpu, uint64_t limit, uint64_t *passed,
 			 struct kc_error *err);
 
-static int run_released(PyObject *self, run_function *function, uint64_t limit, uint64_t *passed,
-			struct kc_error *err)
+kc_exit_path static int run_released(PyObject *self, run_function *function, uint64_t limit,
+				     uint64_t *passed, struct kc_error *err)
 {
 	struct pc_gil gil;
 	int failed;
@@ -55,7 +55,7 @@ static int run_released(PyObject *self, run_function *function, uint64_t limit, 
 }
 
 /* A call that may run the guest, without the interpreter lock; a half entry is over before it is let go of. */
-static PyObject *run(PyObject *self, run_function *function, uint64_t limit)
+kc_exit_path static PyObject *run(PyObject *self, run_function *function, uint64_t limit)
 {
 	PyObject *result;
 	struct kc_error err;
@@ -74,8 +74,8 @@ static PyObject *run(PyObject *self, run_function *function, uint64_t limit)
 	return result;
 }
 
-static PyObject *run_for(PyObject *self, run_function *function, const char *name,
-			 PyObject *const *args, Py_ssize_t nargs)
+kc_exit_path static PyObject *run_for(PyObject *self, run_function *function, const char *name,
+				      PyObject *const *args, Py_ssize_t nargs)
 {
 	uint64_t ticks = KC_NEVER;
 
@@ -92,7 +92,7 @@ PyObject *pc_vcpu_run(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 	return run_for(self, kc_vcpu_run, "run", args, nargs);
 }
 
-PyObject *pc_vcpu_enter(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+kc_exit_path PyObject *pc_vcpu_enter(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
 	return run_for(self, kc_vcpu_enter, "enter", args, nargs);
 }
