@@ -35,7 +35,7 @@ struct guest {
 	uint8_t *ram;
 	struct kvm_run *run;
 	timer_t timer;
-	bool has_timer;
+	bool has_timer, has_mask;
 	sigset_t own;
 	uint8_t output[1 << 16]; /* what was written to ports, the last of it */
 	size_t written;
@@ -165,13 +165,34 @@ static int enter(struct guest *guest)
 	return ioctl(guest->vcpu, KVM_RUN, 0) ? -errno : (int)guest->run->exit_reason;
 }
 
+/* The guest runs with the thread's own signals: without that nothing but an exit of its own would stop it. */
+static int make_stoppable(struct guest *guest, const sigset_t *own)
+{
+	struct {
+		struct kvm_signal_mask header;
+		uint64_t bits;
+	} __attribute__((packed)) mask = { .header.len = sizeof(uint64_t) };
+
+	if (guest->has_mask)
+		return 0;
+	for (int i = 1; i <= 64; i++)
+		if (sigismember(own, i) == 1)
+			mask.bits |= 1ULL << (i - 1);
+	guest->has_mask = !ioctl(guest->vcpu, KVM_SET_SIGNAL_MASK, &mask);
+	return guest->has_mask ? 0 : -1;
+}
+
 /* Port accesses served until the guest halts. */
 EXPORT double raw_run_to_halt(struct guest *guest)
 {
 	struct kvm_run *run = guest->run;
-	double begin = now();
+	sigset_t own;
+	double begin;
 	int reason;
 
+	if (pthread_sigmask(SIG_BLOCK, NULL, &own) || make_stoppable(guest, &own))
+		return -errno;
+	begin = now();
 	while ((reason = enter(guest)) == KVM_EXIT_IO)
 		if (run->io.direction == KVM_EXIT_IO_OUT)
 			guest->output[guest->written++ % sizeof(guest->output)] =
@@ -259,10 +280,6 @@ EXPORT double raw_steps(struct guest *guest, int n)
 
 static int kicks_begin(struct guest *guest)
 {
-	struct {
-		struct kvm_signal_mask header;
-		uint64_t bits;
-	} __attribute__((packed)) mask = { .header.len = sizeof(uint64_t) };
 	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = kick_signal() };
 	sigset_t set;
 
@@ -272,10 +289,7 @@ static int kicks_begin(struct guest *guest)
 		return -1;
 	if (guest->has_timer)
 		return 0;
-	for (int i = 1; i <= 64; i++)
-		if (sigismember(&guest->own, i) == 1)
-			mask.bits |= 1ULL << (i - 1);
-	if (ioctl(guest->vcpu, KVM_SET_SIGNAL_MASK, &mask))
+	if (make_stoppable(guest, &guest->own))
 		return -1;
 	event.sigev_notify_thread_id = (pid_t)syscall(SYS_gettid);
 	if (timer_create(CLOCK_MONOTONIC, &event, &guest->timer))
