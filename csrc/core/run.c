@@ -298,8 +298,8 @@ static bool counts(const struct kc_vcpu *vcpu)
 	return true;
 }
 
-kc_exit_path static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
-			    struct kc_error *err)
+kc_exit_path int kc_vcpu_run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
+			     struct kc_error *err)
 {
 	uint64_t start;
 	int failed;
@@ -329,12 +329,6 @@ kc_exit_path static int run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *pass
 	return failed;
 }
 
-kc_exit_path int kc_vcpu_run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
-			     struct kc_error *err)
-{
-	return run(vcpu, ticks, passed, err);
-}
-
 int kc_vcpu_step(struct kc_vcpu *vcpu, uint64_t n, uint64_t *done, struct kc_error *err)
 {
 	uint64_t passed;
@@ -346,7 +340,7 @@ int kc_vcpu_step(struct kc_vcpu *vcpu, uint64_t n, uint64_t *done, struct kc_err
 	if (!n)
 		return kc_vcpu_check(vcpu, err);
 	vcpu->steps_left = n;
-	failed = run(vcpu, KC_NEVER, &passed, err);
+	failed = kc_vcpu_run(vcpu, KC_NEVER, &passed, err);
 	*done = n - vcpu->steps_left;
 	/* A handler that steps the vCPU that called it is refused, and the steps in progress go on. */
 	vcpu->steps_left = outer;

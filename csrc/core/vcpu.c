@@ -423,7 +423,7 @@ void kc_vcpu_wakeup(struct kc_vcpu *vcpu)
 	kc_vcpu_request(vcpu, KC_REQUEST_WAKEUP);
 }
 
-static int check_any_thread(struct kc_vcpu *vcpu, struct kc_error *err)
+int kc_vcpu_check_any_thread(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	if (kc_vm_check(vcpu->vm, err))
 		return -1;
@@ -435,7 +435,7 @@ static int check_any_thread(struct kc_vcpu *vcpu, struct kc_error *err)
 
 int kc_vcpu_interrupt(struct kc_vcpu *vcpu, unsigned int vector, struct kc_error *err)
 {
-	if (check_any_thread(vcpu, err))
+	if (kc_vcpu_check_any_thread(vcpu, err))
 		return -1;
 	if (vector > 255)
 		return kc_fail(err, KC_ERR_VALUE, "interrupt vector %u: it is 0 to 255", vector);
@@ -451,7 +451,7 @@ int kc_vcpu_interrupt(struct kc_vcpu *vcpu, unsigned int vector, struct kc_error
 
 int kc_vcpu_nmi(struct kc_vcpu *vcpu, struct kc_error *err)
 {
-	if (check_any_thread(vcpu, err))
+	if (kc_vcpu_check_any_thread(vcpu, err))
 		return -1;
 	kc_vcpu_request(vcpu, KC_REQUEST_NMI);
 	return 0;

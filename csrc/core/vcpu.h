@@ -190,6 +190,8 @@ int kc_vcpu_take_over_check(struct kc_vcpu *vcpu, struct kc_error *err);
 void kc_vcpu_take_over_done(struct kc_vcpu *vcpu, bool active);
 
 /* From any thread: */
+/* The VM is open, and the vCPU was started. */
+int kc_vcpu_check_any_thread(struct kc_vcpu *vcpu, struct kc_error *err);
 bool kc_vcpu_stop(struct kc_vcpu *vcpu);
 void kc_vcpu_wakeup(struct kc_vcpu *vcpu);
 int kc_vcpu_interrupt(struct kc_vcpu *vcpu, unsigned int vector, struct kc_error *err);

@@ -26,15 +26,10 @@ static struct kc_vcpu *core(PyObject *self)
 /* For calls from any thread: it is started and its VM is open. */
 static int check_any_thread(PyObject *self)
 {
-	struct kc_vcpu *vcpu = core(self);
 	struct kc_error err;
 
-	if (!kc_vm_check(vcpu->vm, &err)) {
-		if (vcpu->started)
-			return 0;
-		kc_fail(&err, KC_ERR_NOT_STARTED, "%s was not started: call start() first",
-			vcpu->name);
-	}
+	if (!kc_vcpu_check_any_thread(core(self), &err))
+		return 0;
 	fail(self, &err);
 	return -1;
 }
