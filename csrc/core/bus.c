@@ -267,3 +267,20 @@ kc_exit_path int kc_bus_access(struct kc_vm *vm, enum kc_space space, uint64_t a
 	kc_lock_release(&vm->device_lock);
 	return result;
 }
+
+kc_exit_path bool kc_bus_write_briefly(struct kc_vm *vm, enum kc_space space, uint64_t address,
+				       struct kc_access *access)
+{
+	struct kc_range *range;
+	bool done = false;
+
+	kc_lock_take_first(&vm->device_lock);
+	range = kc_bus_find(&vm->bus[space], address);
+	if (range && range->device.brief_writes) {
+		access->offset = address - range->base;
+		range->device.access(range->device.opaque, access, NULL);
+		done = true;
+	}
+	kc_lock_release_last(&vm->device_lock);
+	return done;
+}

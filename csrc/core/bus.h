@@ -33,6 +33,11 @@ struct kc_device {
 	void (*release)(void *opaque); /* may be NULL; called once, when it is off the bus */
 	void *opaque;
 	bool string; /* takes a repeated string instruction in one access */
+	/*
+	 * A write, also of a string, is some nanoseconds' work: without latency, errors, callbacks or system calls, and it
+	 * looks at nothing but the data.
+	 */
+	bool brief_writes;
 };
 
 enum kc_space { KC_MMIO, KC_IO };
@@ -65,6 +70,9 @@ struct kc_range *kc_bus_find(struct kc_bus *bus, uint64_t address);
  */
 int kc_bus_access(struct kc_vm *vm, enum kc_space space, uint64_t address, struct kc_access *access,
 		  struct kc_error *err);
+/* A write to a device with .brief_writes, by a thread that does not hold the device lock. False: nothing was done. */
+bool kc_bus_write_briefly(struct kc_vm *vm, enum kc_space space, uint64_t address,
+			  struct kc_access *access);
 void kc_bus_destroy(struct kc_bus *bus);
 
 /*

@@ -123,11 +123,12 @@ static uint64_t thread_ns(void)
 }
 
 /* What the time source counted up to now, for sources that are read before and after an entry. */
-static int read_source(struct kc_vcpu *vcpu, uint64_t *count, struct kc_error *err)
+kc_hot int read_source(struct kc_vcpu *vcpu, enum kc_time_source source, uint64_t *count,
+		       struct kc_error *err)
 {
 	uint64_t insts;
 
-	switch (vcpu->time_source) {
+	switch (source) {
 	case KC_TIME_THREAD:
 		*count = thread_ns();
 		return 0;
@@ -143,11 +144,12 @@ static int read_source(struct kc_vcpu *vcpu, uint64_t *count, struct kc_error *e
 	}
 }
 
-static int count_since(struct kc_vcpu *vcpu, uint64_t before, uint64_t *count, struct kc_error *err)
+kc_hot int count_since(struct kc_vcpu *vcpu, enum kc_time_source source, uint64_t before,
+		       uint64_t *count, struct kc_error *err)
 {
 	uint64_t insts;
 
-	switch (vcpu->time_source) {
+	switch (source) {
 	case KC_TIME_THREAD:
 		*count = thread_ns() - before;
 		return 0;
@@ -169,7 +171,7 @@ static int count_since(struct kc_vcpu *vcpu, uint64_t before, uint64_t *count, s
 /* ---- the entry ---- */
 
 /* KVM_RUN's errors that are exits in truth. 0: go on, -1: an error. */
-static kc_cold int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
+kc_exit_path static int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	/* It took what rode along, and may have run the guest before it failed. */
 	if (!vcpu->run->kvm_dirty_regs)
@@ -193,28 +195,38 @@ static kc_cold int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
 	return kc_fail_os(err, "KVM_RUN");
 }
 
-kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
+/* plain, known when this is compiled: what kc_entry_plain() may leave out is left out. */
+kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, bool plain, uint64_t *passed,
+		       struct kc_error *err)
 {
+	enum kc_time_source source = plain ? KC_TIME_TSC : vcpu->time_source;
 	struct kvm_run *run = vcpu->run;
-	uint64_t before, count = 0;
+	uint64_t before = 0, count = 0, cycles;
+	bool half = !plain && !ticks;
 	int result, failed;
 
-	if ((vcpu->context.dirty && kc_context_push(vcpu, err)) || set_debug(vcpu, err))
+	if (__builtin_expect(vcpu->context.dirty != 0, 0) && kc_context_push(vcpu, err))
 		return -1;
-	run->immediate_exit = ticks == 0;
+	if (!plain && set_debug(vcpu, err))
+		return -1;
+	run->immediate_exit = half;
 	/* A half entry runs no guest code: there is nothing to bound and nothing to measure. */
-	if (ticks) {
-		if ((ticks != KC_NEVER || vcpu->shut_at) && bound(vcpu, ticks, err))
+	if (!half) {
+		if (__builtin_expect(ticks != KC_NEVER || vcpu->shut_at, 0) &&
+		    bound(vcpu, ticks, err))
 			return -1;
-		if (read_source(vcpu, &before, err))
+		/* What the core takes for a brief access counts as the kernel's part of the exit does. */
+		if (plain && vcpu->clock_at)
+			before = vcpu->clock_at;
+		else if (read_source(vcpu, source, &before, err))
 			return -1;
 		atomic_store_explicit(&vcpu->entry_start,
-				      vcpu->time_source == KC_TIME_TSC ? before : kc_hostclock(),
+				      source == KC_TIME_TSC ? before : kc_hostclock(),
 				      memory_order_relaxed);
 	}
 	run->exit_reason = KVM_EXIT_UNKNOWN;
 	result = ioctl(vcpu->fd, KVM_RUN, 0);
-	if (ticks)
+	if (!half)
 		atomic_store_explicit(&vcpu->entry_start, 0, memory_order_relaxed);
 	if (__builtin_expect(result < 0, 0) && sort_error(vcpu, err))
 		return -1;
@@ -222,67 +234,80 @@ kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, s
 		kc_context_sync_less(vcpu);
 	vcpu->entered = true;
 	kc_stat_add(&vcpu->stats, KC_STAT_exits, 1);
-	if (!ticks) {
-		*passed = vcpu->period;
-		kc_stat_add(&vcpu->stats, KC_STAT_half_entries, 1);
-		kc_stat_add(&vcpu->stats, KC_STAT_cycles, 1);
-		kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
-		kc_exit_note(vcpu, vcpu->next_step + *passed);
-		return 0;
-	}
 	/* Also when the time is not known: the entry took place, and its exit is still to be serviced. */
-	failed = count_since(vcpu, before, &count, err);
-	*passed = kc_scale_on(count, vcpu->ticks_per_count, &vcpu->tick_fraction);
-	kc_stat_add(&vcpu->stats, KC_STAT_cycles,
-		    kc_scale_on(count, vcpu->cycles_per_count, &vcpu->cycle_fraction));
+	failed = half ? 0 : count_since(vcpu, source, before, &count, err);
+	if (!half) {
+		*passed = kc_scale_on(count, vcpu->ticks_per_count, &vcpu->tick_fraction);
+		cycles = kc_scale_on(count, vcpu->cycles_per_count, &vcpu->cycle_fraction);
+	} else {
+		*passed = vcpu->period;
+		cycles = 1;
+		kc_stat_add(&vcpu->stats, KC_STAT_half_entries, 1);
+	}
+	vcpu->clock_at = plain ? before + count : 0;
+	kc_stat_add(&vcpu->stats, KC_STAT_cycles, cycles);
 	kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
 	kc_exit_note(vcpu, vcpu->next_step + *passed);
-	if (!failed &&
-	    __builtin_expect((vcpu->time_source == KC_TIME_TSC ? before + count : kc_hostclock()) >=
-				     vcpu->kick.ask_at,
+	if (!half && !failed &&
+	    __builtin_expect((source == KC_TIME_TSC ? before + count : kc_hostclock()) >=
+				     vcpu->ask_at,
 			     0))
 		return kc_kick_host_signals(vcpu, err);
 	return failed;
 }
 
 /* An entry that a signal ended: whose signal was it? */
-static kc_cold int interrupted(struct kc_vcpu *vcpu, struct kc_error *err)
+static kc_cold int interrupted(struct kc_vcpu *vcpu, int failed, struct kc_error *err)
 {
-	bool ours = kc_kick_consume(vcpu);
-	uint64_t now = kc_hostclock();
+	bool ours;
+	uint64_t now;
 
+	kc_stat_add(&vcpu->stats, KC_STAT_exit_signal, 1);
+	if (failed)
+		return -1;
+	ours = kc_kick_consume(vcpu);
+	now = kc_hostclock();
 	/* The host program's; or our own, and its are to be shut out again (kick.h). */
 	if (!ours || (vcpu->shut_at && now >= vcpu->shut_at))
 		return kc_kick_host_signals(vcpu, err);
 	return 0;
 }
 
-kc_exit_path int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
-			  struct kc_error *err)
+kc_hot int entry(struct kc_vcpu *vcpu, uint64_t ticks, bool plain, uint64_t *passed,
+		 struct kc_error *err)
 {
 	struct kc_lock *lock = &vcpu->vm->device_lock;
+	uint64_t latency = 0, number = vcpu->exits.total;
 	unsigned int depth = 0;
-	uint64_t latency = 0, number = vcpu->exit_number;
 	int failed;
 
 	/* A handler that runs another vCPU holds the lock: that one must not take it into the guest (V24). */
-	if (__builtin_expect(kc_lock_is_mine(lock), 0))
+	if (!plain && __builtin_expect(kc_lock_is_mine(lock), 0))
 		depth = kc_lock_drop(lock);
-	failed = enter_guest(vcpu, ticks, passed, err);
+	failed = enter_guest(vcpu, ticks, plain, passed, err);
 	if (depth)
 		kc_lock_retake(lock, depth);
-	if (__builtin_expect(vcpu->exit_number == number, 0))
+	if (__builtin_expect(vcpu->exits.total == number, 0))
 		return -1;
-	if (vcpu->run->exit_reason == KVM_EXIT_INTR) {
-		/* A half entry comes back by itself, unless a signal is there too: that one stays pending. */
-		if (ticks) {
-			kc_stat_add(&vcpu->stats, KC_STAT_exit_signal, 1);
-			failed = failed || interrupted(vcpu, err);
-		}
+	/* A half entry comes back by itself, unless a signal is there too: that one stays pending. */
+	if (ticks && __builtin_expect(vcpu->run->exit_reason == KVM_EXIT_INTR, 0))
+		failed = interrupted(vcpu, failed, err);
+	if (__builtin_expect(kc_exit_ring_filled(vcpu), 0)) {
+		if (kc_exit_drain_ring(vcpu, &latency, failed ? &(struct kc_error){ 0 } : err))
+			failed = -1;
+		*passed += latency;
 	}
-	if (kc_exit_ring_filled(vcpu) &&
-	    kc_exit_drain_ring(vcpu, &latency, failed ? &(struct kc_error){ 0 } : err))
-		failed = -1;
-	*passed += latency;
 	return failed ? -1 : 0;
+}
+
+kc_exit_path int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
+			  struct kc_error *err)
+{
+	return entry(vcpu, ticks, false, passed, err);
+}
+
+kc_exit_path int kc_entry_plain(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
+				struct kc_error *err)
+{
+	return entry(vcpu, ticks, true, passed, err);
 }

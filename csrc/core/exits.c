@@ -63,25 +63,9 @@ static uint8_t *io_data(struct kc_vcpu *vcpu)
 	return (uint8_t *)vcpu->run + vcpu->run->io.data_offset;
 }
 
-kc_exit_path void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
+static kc_cold void note_others(struct kvm_run *run, struct kc_exit_record *record)
 {
-	struct kvm_run *run = vcpu->run;
-	struct kc_exit_record *record = kc_exit_ring_next(&vcpu->exits);
-
-	record->tick = tick;
-	record->reason = run->exit_reason;
-	record->latency = 0;
-	record->address = record->data = 0;
-	record->size = 0;
-	vcpu->record = record;
-	vcpu->exit_number++;
 	switch (run->exit_reason) {
-	case KVM_EXIT_IO:
-		record->address = run->io.port;
-		record->size = run->io.direction == KVM_EXIT_IO_OUT ? run->io.size : -run->io.size;
-		if (run->io.direction == KVM_EXIT_IO_OUT)
-			record->data = kc_bytes_value(io_data(vcpu), run->io.size);
-		break;
 	case KVM_EXIT_MMIO:
 		record->address = run->mmio.phys_addr;
 		record->size = run->mmio.is_write ? (int32_t)run->mmio.len
@@ -113,6 +97,28 @@ kc_exit_path void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
 		record->data = run->msr.data;
 		break;
 	}
+}
+
+kc_exit_path void kc_exit_note(struct kc_vcpu *vcpu, uint64_t tick)
+{
+	struct kvm_run *run = vcpu->run;
+	struct kc_exit_record *record = kc_exit_ring_next(&vcpu->exits);
+
+	vcpu->record = record;
+	record->tick = tick;
+	record->reason = run->exit_reason;
+	record->latency = record->address = record->data = 0;
+	record->size = 0;
+	if (__builtin_expect(run->exit_reason == KVM_EXIT_IO, 1)) {
+		record->address = run->io.port;
+		record->size = -run->io.size;
+		if (run->io.direction == KVM_EXIT_IO_OUT) {
+			record->size = run->io.size;
+			record->data = kc_bytes_value(io_data(vcpu), run->io.size);
+		}
+	} else if (run->exit_reason != KVM_EXIT_INTR) {
+		note_others(run, record);
+	}
 	kc_trace(vcpu, KvmRun, "exit %s address %#" PRIx64 " size %d data %#" PRIx64,
 		 kc_exit_name(record->reason), record->address, record->size, record->data);
 }
@@ -141,6 +147,14 @@ static kc_cold int unassigned(struct kc_vcpu *vcpu, enum kc_space space, uint64_
 	return -1;
 }
 
+kc_hot void trace_access(struct kc_vcpu *vcpu, enum kc_space space, uint64_t address,
+			 const struct kc_access *access)
+{
+	kc_trace(vcpu, KvmIO, "%s %#" PRIx64 " %s %u x %u data %#" PRIx64,
+		 space == KC_IO ? "port" : "address", address, access->is_write ? "write" : "read",
+		 access->count, access->size, kc_bytes_value(access->data, access->size));
+}
+
 /*
  * One access by the bus. What a device reports as an error comes out of the run, but the access is over: going
  * on goes on behind it. An unassigned one is tried again.
@@ -162,31 +176,40 @@ kc_hot int access_bus(struct kc_vcpu *vcpu, enum kc_space space, uint64_t addres
 	*latency += access->latency;
 	if (!access->is_write)
 		vcpu->record->data = kc_bytes_value(access->data, access->size);
-	kc_trace(vcpu, KvmIO, "%s %#" PRIx64 " %s %u x %u data %#" PRIx64,
-		 space == KC_IO ? "port" : "address", address, access->is_write ? "write" : "read",
-		 access->count, access->size, kc_bytes_value(access->data, access->size));
+	trace_access(vcpu, space, address, access);
 	return result;
 }
 
-kc_hot int service_io(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
+kc_hot int io_access(struct kc_vcpu *vcpu, struct kc_access *access)
 {
 	struct kvm_run *run = vcpu->run;
-	struct kc_access access = {
+
+	*access = (struct kc_access){
 		.vcpu = vcpu,
 		.data = io_data(vcpu),
 		.size = run->io.size,
 		.count = run->io.count,
 		.is_write = run->io.direction == KVM_EXIT_IO_OUT,
 	};
-
-	if (run->io.data_offset > vcpu->run_size ||
-	    (uint64_t)access.size * access.count > vcpu->run_size - run->io.data_offset)
-		return kc_fail(err, KC_ERR_GUEST,
-			       "the kernel's I/O data lie outside the run structure");
-	return access_bus(vcpu, KC_IO, run->io.port, &access, latency, err);
+	return __builtin_expect(run->io.data_offset <= vcpu->run_size &&
+					(uint64_t)access->size * access->count <=
+						vcpu->run_size - run->io.data_offset,
+				1)
+		       ? 0
+		       : -1;
 }
 
-static kc_cold int service_mmio(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
+static int service_io(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
+{
+	struct kc_access access;
+
+	if (io_access(vcpu, &access))
+		return kc_fail(err, KC_ERR_GUEST,
+			       "the kernel's I/O data lie outside the run structure");
+	return access_bus(vcpu, KC_IO, vcpu->run->io.port, &access, latency, err);
+}
+
+static int service_mmio(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err)
 {
 	struct kvm_run *run = vcpu->run;
 	struct kc_vm_hooks *hooks = &vcpu->vm->hooks;
@@ -298,6 +321,30 @@ static kc_cold int guest_error(struct kc_vcpu *vcpu, struct kc_error *err)
 	}
 }
 
+/* Whether the user services this exit himself. */
+kc_hot bool is_hooked(struct kc_vcpu *vcpu, uint32_t reason)
+{
+	uint64_t mask = atomic_load_explicit(&vcpu->exit_mask, memory_order_relaxed);
+
+	return __builtin_expect(mask && reason < 64 && (mask >> reason & 1), 0);
+}
+
+kc_exit_path bool kc_exit_service_briefly(struct kc_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	struct kc_access access;
+
+	if (run->exit_reason != KVM_EXIT_IO || run->io.direction != KVM_EXIT_IO_OUT ||
+	    is_hooked(vcpu, KVM_EXIT_IO) || __builtin_expect(kc_exit_ring_filled(vcpu), 0) ||
+	    io_access(vcpu, &access) ||
+	    !kc_bus_write_briefly(vcpu->vm, KC_IO, run->io.port, &access))
+		return false;
+	kc_stat_add(&vcpu->stats, KC_STAT_io, 1);
+	vcpu->status = KC_COMPLETION;
+	trace_access(vcpu, KC_IO, run->io.port, &access);
+	return true;
+}
+
 static void count(struct kc_vcpu *vcpu, uint32_t reason)
 {
 	switch (reason) {
@@ -328,11 +375,7 @@ kc_exit_path int kc_exit_service(struct kc_vcpu *vcpu, uint64_t *latency, struct
 		return -1;
 	vcpu->status = KC_RUNNING;
 	count(vcpu, reason);
-	if (__builtin_expect(reason < 64 && (atomic_load_explicit(&vcpu->hooks.exit_mask,
-								  memory_order_relaxed) >>
-						     reason &
-					     1),
-			     0)) {
+	if (is_hooked(vcpu, reason)) {
 		/* Whatever the kernel waits for is delivered by the next entry. */
 		vcpu->status = KC_COMPLETION;
 		failed = vcpu->hooks.exit(vcpu->hooks.opaque, latency, err);

@@ -11,6 +11,8 @@
 
 /* Service the last exit: sets the next state and the latency in ticks. */
 int kc_exit_service(struct kc_vcpu *vcpu, uint64_t *latency, struct kc_error *err);
+/* The same for a write to a port, whose device has .brief_writes. False: it is something else, nothing was done. */
+bool kc_exit_service_briefly(struct kc_vcpu *vcpu);
 /* Whether there are coalesced writes to be delivered. */
 static inline bool kc_exit_ring_filled(const struct kc_vcpu *vcpu)
 {

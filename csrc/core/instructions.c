@@ -318,5 +318,6 @@ int kc_vcpu_schedule_inst_stop(struct kc_vcpu *vcpu, uint64_t insts, struct kc_e
 		return kc_fail(err, KC_ERR_VALUE,
 			       "an instruction stop is at least 1 instruction away");
 	vcpu->inst_stop = now + insts;
+	vcpu->plain = false;
 	return 0;
 }

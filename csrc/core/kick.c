@@ -94,7 +94,7 @@ static int tell_kvm(struct kc_vcpu *vcpu, struct kc_error *err)
 
 static void ask_later(struct kc_vcpu *vcpu)
 {
-	vcpu->kick.ask_at =
+	vcpu->ask_at =
 		own_is_first ? kc_hostclock() + (uint64_t)(KC_ASK_NS * vcpu->hostclock_per_ns)
 			     : UINT64_MAX;
 }

@@ -43,7 +43,6 @@ struct kc_kick {
 	bool is_told;
 	bool expected; /* a timer or a counter may have sent the signal since it was last looked for */
 	bool open; /* the thread's own signals may be delivered in our code */
-	uint64_t ask_at; /* host clock at which the host's handlers are asked; UINT64_MAX: never */
 	bool keep_shut; /* not now: the host program's handlers are being called */
 };
 

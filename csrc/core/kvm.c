@@ -12,12 +12,12 @@
 
 #include "cleanup.h"
 
-static atomic_uint generation;
+atomic_uint kc_forks;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 
 static void count_fork(void)
 {
-	atomic_fetch_add_explicit(&generation, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&kc_forks, 1, memory_order_relaxed);
 }
 
 static void watch_forks(void)
@@ -25,15 +25,8 @@ static void watch_forks(void)
 	pthread_atfork(NULL, NULL, count_fork);
 }
 
-kc_exit_path unsigned int kc_fork_generation(void)
+int kc_fail_forked(struct kc_error *err)
 {
-	return atomic_load_explicit(&generation, memory_order_relaxed);
-}
-
-kc_exit_path int kc_check_fork(unsigned int made_in, struct kc_error *err)
-{
-	if (made_in == kc_fork_generation())
-		return 0;
 	return kc_fail(
 		err, KC_ERR_FORKED,
 		"this process is a fork of the one that made this object, and the kernel ties "

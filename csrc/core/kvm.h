@@ -23,8 +23,17 @@ struct kc_kvm {
 };
 
 /* How often this process is a fork's child: an object made with another number belongs to an ancestor. */
-unsigned int kc_fork_generation(void);
-int kc_check_fork(unsigned int generation, struct kc_error *err);
+extern atomic_uint kc_forks;
+static inline unsigned int kc_fork_generation(void)
+{
+	return atomic_load_explicit(&kc_forks, memory_order_relaxed);
+}
+
+int kc_fail_forked(struct kc_error *err);
+static inline int kc_check_fork(unsigned int generation, struct kc_error *err)
+{
+	return __builtin_expect(generation == kc_fork_generation(), 1) ? 0 : kc_fail_forked(err);
+}
 
 int kc_kvm_open(const char *path, struct kc_kvm **out, struct kc_error *err);
 struct kc_kvm *kc_kvm_get(struct kc_kvm *kvm);

@@ -55,38 +55,55 @@ static inline void kc_mutex_cleanup(struct kc_mutex **mutex)
 struct kc_lock {
 	struct kc_mutex mutex;
 	unsigned int depth; /* only the owner touches it */
-	_Atomic(pthread_t) owner; /* 0: nobody */
+	_Atomic(void *) owner; /* NULL: nobody */
 };
+
+/* Which thread this is: what pthread_self() returns, without a call of another library's function. */
+static inline void *kc_thread(void)
+{
+	return __builtin_thread_pointer();
+}
 
 static inline void kc_lock_init(struct kc_lock *lock)
 {
 	kc_mutex_init(&lock->mutex);
-	atomic_init(&lock->owner, 0);
+	atomic_init(&lock->owner, NULL);
 	lock->depth = 0;
 }
 
 static inline bool kc_lock_is_mine(struct kc_lock *lock)
 {
-	pthread_t owner = atomic_load_explicit(&lock->owner, memory_order_relaxed);
+	return atomic_load_explicit(&lock->owner, memory_order_relaxed) == kc_thread();
+}
 
-	return owner && owner == pthread_self();
+/* Where it is known that the thread does not hold it yet. */
+static inline void kc_lock_take_first(struct kc_lock *lock)
+{
+	kc_mutex_lock(&lock->mutex);
+	atomic_store_explicit(&lock->owner, kc_thread(), memory_order_relaxed);
+	lock->depth = 1;
 }
 
 static inline void kc_lock_take(struct kc_lock *lock)
 {
-	if (!kc_lock_is_mine(lock)) {
-		kc_mutex_lock(&lock->mutex);
-		atomic_store_explicit(&lock->owner, pthread_self(), memory_order_relaxed);
-	}
-	lock->depth++;
+	if (kc_lock_is_mine(lock))
+		lock->depth++;
+	else
+		kc_lock_take_first(lock);
+}
+
+/* Where it was taken once. */
+static inline void kc_lock_release_last(struct kc_lock *lock)
+{
+	lock->depth = 0;
+	atomic_store_explicit(&lock->owner, NULL, memory_order_relaxed);
+	kc_mutex_unlock(&lock->mutex);
 }
 
 static inline void kc_lock_release(struct kc_lock *lock)
 {
-	if (--lock->depth)
-		return;
-	atomic_store_explicit(&lock->owner, 0, memory_order_relaxed);
-	kc_mutex_unlock(&lock->mutex);
+	if (!--lock->depth)
+		kc_lock_release_last(lock);
 }
 
 /* Let go of it however often it was taken, and take it back just as often. */

@@ -39,10 +39,10 @@ static uint64_t entry_limit(struct kc_vcpu *vcpu)
 
 kc_hot int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct kc_error *err)
 {
-	uint64_t number = vcpu->exit_number;
+	uint64_t number = vcpu->exits.total;
 	int failed = kc_entry(vcpu, ticks, delay, err);
 
-	if (__builtin_expect(vcpu->exit_number == number, 0))
+	if (__builtin_expect(vcpu->exits.total == number, 0))
 		return -1;
 	vcpu->status = vcpu->run->exit_reason == KVM_EXIT_INTR ? KC_RUNNING : KC_SERVICE;
 	if (__builtin_expect(vcpu->stepping || vcpu->stale_halt ||
@@ -113,8 +113,18 @@ static kc_cold int call_events(struct kc_vcpu *vcpu, struct kc_error *err)
 	return failed;
 }
 
-/* Events that are due before the next step, and the time with them. */
-kc_hot int serve_queue(struct kc_vcpu *vcpu, struct kc_error *err)
+/* Whether an event, or the end of the run, comes before the next step. */
+kc_hot bool is_due(const struct kc_vcpu *vcpu)
+{
+	uint64_t next = kc_queue_next(vcpu->queue), now = kc_queue_now(vcpu->queue);
+
+	if (next > vcpu->run_end)
+		next = vcpu->run_end;
+	return __builtin_expect(next <= vcpu->next_step || next <= now, 0);
+}
+
+/* Time moves on to the next step; true if an event is due before that, and time stays. */
+kc_hot bool event_is_due(struct kc_vcpu *vcpu)
 {
 	struct kc_queue *queue = vcpu->queue;
 	uint64_t now = kc_queue_now(queue);
@@ -123,10 +133,10 @@ kc_hot int serve_queue(struct kc_vcpu *vcpu, struct kc_error *err)
 	if (vcpu->next_step < now)
 		vcpu->next_step = now;
 	if (__builtin_expect(kc_queue_next(queue) <= vcpu->next_step, 0))
-		return call_events(vcpu, err);
+		return true;
 	if (now < vcpu->next_step)
 		kc_queue_advance(queue, vcpu->next_step);
-	return 0;
+	return false;
 }
 
 static void count_running(struct kc_vm *vm, int change)
@@ -237,6 +247,61 @@ static int look_at_requests(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
+/* ---- the short way ---- */
+
+kc_hot bool is_asked(struct kc_vcpu *vcpu)
+{
+	return __builtin_expect(atomic_load_explicit(&vcpu->requests, memory_order_acquire), 0);
+}
+
+static bool is_plain(struct kc_vcpu *vcpu)
+{
+	return vcpu->time_source == KC_TIME_TSC && vcpu->active && !vcpu->draining &&
+	       !is_asked(vcpu) &&
+	       !kc_insts_are_watched(vcpu) && !vcpu->debug.control && !vcpu->told_debug.control &&
+	       !kc_lock_is_mine(&vcpu->vm->device_lock);
+}
+
+/*
+ * Entries and the accesses that end them, without what a step (V7) looks at each time and a plain vCPU never has.
+ * Comes back with whatever else there is to do; the state is then as after a step.
+ */
+kc_exit_path static __attribute__((noinline)) int run_plainly(struct kc_vcpu *vcpu,
+							      struct kc_error *err)
+{
+	uint64_t delay, number;
+	int failed;
+
+	vcpu->clock_at = 0;
+	vcpu->insts_known = false;
+	do {
+		number = vcpu->exits.total;
+		failed = kc_entry_plain(vcpu, entry_limit(vcpu), &delay, err);
+		if (__builtin_expect(vcpu->exits.total == number, 0))
+			return -1;
+		vcpu->status = vcpu->run->exit_reason == KVM_EXIT_INTR ? KC_RUNNING : KC_SERVICE;
+		vcpu->next_step = align_up(vcpu, vcpu->next_step + delay);
+		if (__builtin_expect(failed, 0))
+			return -1;
+		if (is_asked(vcpu) || is_due(vcpu))
+			return 0;
+		/* Where nobody looks at it, the queue's time need not move on. */
+		if (kc_exit_service_briefly(vcpu))
+			continue;
+		vcpu->clock_at = 0;
+		if (event_is_due(vcpu) || vcpu->status != KC_SERVICE)
+			return 0;
+		failed = kc_exit_service(vcpu, &delay, err);
+		if (delay)
+			vcpu->next_step = align_up(vcpu, vcpu->next_step + delay);
+		if (__builtin_expect(failed, 0))
+			return -1;
+		if (vcpu->exit_unhandled || !vcpu->active || !vcpu->plain || is_asked(vcpu))
+			return 0;
+	} while (!is_due(vcpu));
+	return 0;
+}
+
 /* Step until a reason to stop; it is then in stop_reason. */
 kc_exit_path static int run_loop(struct kc_vcpu *vcpu, struct kc_error *err)
 {
@@ -245,11 +310,9 @@ kc_exit_path static int run_loop(struct kc_vcpu *vcpu, struct kc_error *err)
 	int over;
 
 	for (;;) {
-		if (__builtin_expect(atomic_load_explicit(&vcpu->requests, memory_order_acquire),
-				     0) &&
-		    look_at_requests(vcpu, err))
+		if (is_asked(vcpu) && look_at_requests(vcpu, err))
 			return -1;
-		if (serve_queue(vcpu, err))
+		if (event_is_due(vcpu) && call_events(vcpu, err))
 			return -1;
 		if (vcpu->drained)
 			vcpu->stop_reason = KC_STOP_DRAINED;
@@ -265,7 +328,8 @@ kc_exit_path static int run_loop(struct kc_vcpu *vcpu, struct kc_error *err)
 				return over < 0 ? -1 : 0;
 			continue;
 		}
-		if (step(vcpu, &delay, err))
+		vcpu->plain = vcpu->status != KC_SERVICE && is_plain(vcpu);
+		if (vcpu->plain ? run_plainly(vcpu, err) : step(vcpu, &delay, err))
 			return -1;
 		if (__builtin_expect(vcpu->exit_unhandled, 0))
 			vcpu->stop_reason = KC_STOP_EXIT;
@@ -361,7 +425,7 @@ int kc_vcpu_tick(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
 		failed = kc_fail(err, KC_ERR_STATE,
 				 "%s is Idle: there is no step to take; wakeup() it", vcpu->name);
 	if (!failed && !vcpu->drained) {
-		failed = serve_queue(vcpu, err);
+		failed = event_is_due(vcpu) && call_events(vcpu, err);
 		start = vcpu->next_step;
 		failed = failed || step(vcpu, delay, err);
 		*delay = vcpu->next_step - start;
@@ -377,36 +441,43 @@ static void enter_alone(struct kc_vcpu *vcpu)
 	vcpu->entry_pc = vcpu->stale_halt ? kc_arch_pc(vcpu) : KC_NO_STEP;
 }
 
-kc_exit_path bool kc_vcpu_half_entry_is_brief(struct kc_vcpu *vcpu)
+kc_hot void move_on(struct kc_vcpu *vcpu, uint64_t passed)
 {
-	/* It does not stay in the guest: no signal, timer or counter to care about, and no device to wait for. */
-	return !atomic_load(&vcpu->kick.thread) && vcpu->time_source != KC_TIME_PERF &&
-	       !atomic_load(&vcpu->vm->coalesces);
+	vcpu->next_step = align_up(vcpu, vcpu->next_step + passed);
+	if (kc_queue_next(vcpu->queue) > vcpu->next_step)
+		kc_queue_advance(vcpu->queue, vcpu->next_step);
 }
 
-kc_exit_path int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
-			       struct kc_error *err)
+kc_exit_path int kc_vcpu_half_entry(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	uint64_t passed;
+
+	/* It does not stay in the guest: no signal, timer or counter to care about, and no device to wait for. */
+	if (atomic_load(&vcpu->kick.thread) || vcpu->time_source == KC_TIME_PERF ||
+	    atomic_load(&vcpu->vm->coalesces))
+		return 1;
+	if (check_runnable(vcpu, err))
+		return -1;
+	enter_alone(vcpu);
+	if (enter(vcpu, 0, &passed, err))
+		return -1;
+	move_on(vcpu, passed);
+	return 0;
+}
+
+int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err)
 {
 	int failed;
 
-	if (check_runnable(vcpu, err))
+	if (check_runnable(vcpu, err) || kc_entry_begin(vcpu, err))
 		return -1;
-	if (!ticks && kc_vcpu_half_entry_is_brief(vcpu)) {
-		enter_alone(vcpu);
-		failed = enter(vcpu, 0, passed, err);
-	} else {
-		if (kc_entry_begin(vcpu, err))
-			return -1;
-		enter_alone(vcpu);
-		failed = (ticks && kc_arch_deliver_interrupts(vcpu, err)) ||
-			 enter(vcpu, ticks, passed, err);
-		kc_entry_end(vcpu);
-	}
+	enter_alone(vcpu);
+	failed = (ticks && kc_arch_deliver_interrupts(vcpu, err)) ||
+		 enter(vcpu, ticks, passed, err);
+	kc_entry_end(vcpu);
 	if (failed)
 		return -1;
-	vcpu->next_step = align_up(vcpu, vcpu->next_step + *passed);
-	if (kc_queue_next(vcpu->queue) > vcpu->next_step)
-		kc_queue_advance(vcpu->queue, vcpu->next_step);
+	move_on(vcpu, *passed);
 	return 0;
 }
 
@@ -416,5 +487,6 @@ int kc_vcpu_set_debug(struct kc_vcpu *vcpu, const struct kvm_guest_debug *debug,
 	if (kc_vcpu_check(vcpu, err))
 		return -1;
 	vcpu->debug = *debug;
+	vcpu->plain = false;
 	return 0;
 }

@@ -204,5 +204,6 @@ struct kc_device kc_sink_device(struct kc_sink *sink)
 		.release = sink_release,
 		.opaque = kc_sink_get(sink),
 		.string = true,
+		.brief_writes = sink->fd < 0,
 	};
 }

@@ -316,9 +316,9 @@ static int claim_soon(struct kc_vcpu *vcpu, struct kc_error *err)
 	uint64_t end = kc_hostclock() + (uint64_t)(1e6 * vcpu->hostclock_per_ns);
 
 	for (;;) {
-		pthread_t nobody = 0;
+		void *nobody = NULL;
 
-		if (atomic_compare_exchange_strong(&vcpu->owner, &nobody, pthread_self()))
+		if (atomic_compare_exchange_strong(&vcpu->owner, &nobody, kc_thread()))
 			return 0;
 		if (kc_vm_check(vcpu->vm, err))
 			return -1;
@@ -334,7 +334,7 @@ static int claim_soon(struct kc_vcpu *vcpu, struct kc_error *err)
 
 kc_exit_path int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
 {
-	pthread_t nobody = 0, self = pthread_self();
+	void *nobody = NULL, *self = kc_thread();
 
 	if (atomic_load_explicit(&vcpu->owner, memory_order_relaxed) == self) {
 		vcpu->owner_depth++;
@@ -350,12 +350,8 @@ kc_exit_path int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
-kc_exit_path int kc_vcpu_check(struct kc_vcpu *vcpu, struct kc_error *err)
+int kc_vcpu_fail_check(struct kc_vcpu *vcpu, struct kc_error *err)
 {
-	if (__builtin_expect(vcpu->fd >= 0 && !atomic_load(&vcpu->vm->closed) &&
-				     vcpu->vm->fork_generation == kc_fork_generation(),
-			     1))
-		return 0;
 	if (kc_vm_check(vcpu->vm, err))
 		return -1;
 	return kc_fail(err, KC_ERR_NOT_STARTED, "%s was not started: call start() first",
@@ -371,7 +367,7 @@ kc_exit_path void kc_vcpu_release(struct kc_vcpu *vcpu)
 	/* A handler closed the VM under its own run. */
 	if (__builtin_expect(atomic_load(&vm->closed), 0) && vcpu->started)
 		kc_vcpu_close(vcpu);
-	atomic_store(&vcpu->owner, 0);
+	atomic_store(&vcpu->owner, NULL);
 	if (__builtin_expect(atomic_load(&vm->closed), 0)) {
 		kc_hold(&vm->lock);
 		pthread_cond_broadcast(&vm->changed);
@@ -400,7 +396,7 @@ void kc_vcpu_suspend(struct kc_vcpu *vcpu)
 {
 	if (!vcpu->active)
 		return;
-	vcpu->active = false;
+	vcpu->active = vcpu->plain = false;
 	vcpu->idle_since = vcpu->next_step;
 	/* A finished access is delivered first. */
 	if (vcpu->status == KC_RUNNING)

@@ -14,12 +14,12 @@
 #include "counters.h"
 #include "errors.h"
 #include "kick.h"
+#include "lock.h"
 #include "queue.h"
 #include "stats.h"
 #include "timer.h"
 #include "trace.h"
-
-struct kc_vm;
+#include "vm.h"
 
 enum kc_status { KC_IDLE, KC_RUNNING, KC_SERVICE, KC_COMPLETION };
 
@@ -51,9 +51,8 @@ struct kc_vcpu_hooks {
 	void *opaque;
 	/* Run the host program's own signal handlers; -1 ends the run. */
 	int (*host_signals)(void *opaque, struct kc_error *err);
-	/* An exit reason in .exit_mask (bit by reason, below 64) is serviced here. */
+	/* An exit reason in the vCPU's exit_mask is serviced here. */
 	int (*exit)(void *opaque, uint64_t *latency, struct kc_error *err);
-	_Atomic uint64_t exit_mask;
 	/* A drain that was not done at once is done now. */
 	int (*drained)(void *opaque, struct kc_error *err);
 };
@@ -73,65 +72,82 @@ struct kc_vcpu_config {
 };
 
 struct kc_vcpu {
-	atomic_int refs;
+	/* What every exit touches, in as few cache lines as can be: a guest's exit leaves them cold. */
 	struct kc_vm *vm;
 	struct kc_queue *queue;
-	int fd; /* -1 before start and after close */
-	unsigned int id;
-	char name[32];
 	struct kvm_run *run; /* NULL before start */
 	size_t run_size;
+	int fd; /* -1 before start and after close */
+	enum kc_status status;
+	atomic_uint requests;
+	bool active; /* the context: not halted, not suspended */
+	bool exit_unhandled; /* the last exit is the user's to handle: the run returns */
+	bool entered;
+	bool plain; /* nothing is asked of its run but to serve accesses: what changes that clears it */
+	uint64_t next_step; /* the tick at which the next step is due */
+	uint64_t run_end; /* no entry goes beyond this tick; KC_NEVER */
+
+	uint64_t clock_at; /* host clock at the last exit, if next to nothing was done since; 0 */
+	_Atomic uint64_t entry_start; /* host clock at the start of the entry in progress; 0: none */
+	uint64_t shut_at; /* host clock at which open signals are shut (kick.h); 0: they are shut */
+	uint64_t ask_at; /* host clock at which the host's handlers are asked; UINT64_MAX: never */
+	uint64_t tick_fraction, cycle_fraction; /* 0.64: of the entries so far */
+	uint64_t period; /* ticks of a cycle (V1) */
+	struct kc_exit_record *record; /* of the last exit */
+
+	unsigned __int128 periods_per_tick; /* 64.64, rounded down */
+	unsigned __int128 ticks_per_count; /* 64.64: ticks for one count of the time source (V2) */
+	unsigned __int128 cycles_per_count; /* 64.64: guest cycles for one count */
+	struct kvm_coalesced_mmio_ring *ring; /* NULL: the kernel has none */
+	_Atomic uint64_t exit_mask; /* exit reasons below 64 that hooks.exit services, by bit */
+
+	struct kc_context context;
+	struct kc_stats stats;
+
+	/* What it is */
+	struct kc_vcpu_hooks hooks;
+	atomic_int refs;
+	unsigned int id;
+	char name[32];
 	bool started, closed;
 	bool cpuid_supported;
+	uint32_t ring_capacity;
 
 	/* Who works with it: a thread for the length of a call, or of a run. */
-	_Atomic(pthread_t) owner;
+	_Atomic(void *) owner; /* kc_thread(); NULL: nobody */
 	unsigned int owner_depth;
+	struct kc_kick kick;
+	struct kc_vcpu *outer; /* that the same thread runs further out */
 
-	enum kc_status status;
-	bool active; /* the context: not halted, not suspended */
-	bool draining, drained, switched_out, entered;
-	atomic_uint requests;
+	/* Its life */
+	bool draining, drained, switched_out;
 	atomic_bool waiting; /* in a run, Idle, for others to wake it */
 	enum kc_stop stop_reason;
-	bool exit_unhandled; /* the last exit is the user's to handle: the run returns */
-	bool insts_reached; /* an instruction stop */
+	uint64_t idle_since; /* tick */
 
 	/* Time (V1, V2) */
 	uint64_t tick_frequency;
 	double host_freq, host_factor;
-	uint64_t period; /* ticks of a cycle */
-	unsigned __int128 periods_per_tick; /* 64.64, rounded down */
-	uint64_t next_step; /* the tick at which the next step is due */
-	uint64_t run_end; /* no entry goes beyond this tick; KC_NEVER */
-	unsigned __int128 ticks_per_count; /* 64.64: ticks for one count of the time source */
-	unsigned __int128 cycles_per_count; /* 64.64: guest cycles for one count */
 	double ns_per_tick; /* of the host, for arming the timer */
+	double hostclock_per_ns;
 	enum kc_time_source time_source;
-	_Atomic uint64_t entry_start; /* host clock at the start of the entry in progress; 0: none */
-	uint64_t idle_since; /* tick */
-	uint64_t tick_fraction, cycle_fraction; /* 0.64: of the entries so far */
-
 	uint64_t attached_to; /* the thread that timer and counters follow: kc_kick.serial; 0: none */
 	struct kc_timer timer;
 	uint64_t armed_until; /* host clock at which the armed timer fires; 0: not armed */
-	double hostclock_per_ns;
-	uint64_t shut_at; /* host clock at which open signals are shut (kick.h); 0: they are shut */
 	struct kc_counters counters;
-	struct kc_kick kick;
-	struct kc_vcpu *outer; /* that the same thread runs further out */
 
 	/* Counting instructions (V23) */
 	_Atomic uint64_t insts; /* committed so far, as far as known */
 	bool insts_known; /* every instruction so far was counted or stepped */
-	uint64_t inst_stop; /* the count at which to stop; KC_NEVER */
-	uint64_t steps_left; /* by kc_vcpu_step: single steps still wanted; KC_NEVER: not stepping */
+	bool insts_reached; /* an instruction stop */
 	bool stepping; /* the last entry was a single step */
 	bool step_open; /* an instruction was begun by a step and is not known to be done */
 	bool has_ticket; /* one instruction of the system's budget is ours */
-	unsigned int ticket_stop; /* of which stop: kc_vm.inst_stop_number */
-	uint64_t entry_pc; /* where the last single step began */
 	bool stale_halt; /* KVM still has a halt to report that was stepped over */
+	unsigned int ticket_stop; /* of which stop: kc_vm.inst_stop_number */
+	uint64_t inst_stop; /* the count at which to stop; KC_NEVER */
+	uint64_t steps_left; /* by kc_vcpu_step: single steps still wanted; KC_NEVER: not stepping */
+	uint64_t entry_pc; /* where the last single step began */
 	uint64_t step_pc; /* where it is */
 	struct kvm_guest_debug debug; /* what the user wants */
 	struct kvm_guest_debug told_debug; /* what KVM was told */
@@ -139,14 +155,6 @@ struct kc_vcpu {
 	/* Interrupts to be delivered (V17), by any thread */
 	_Atomic uint64_t interrupts[4];
 	atomic_uint nmis;
-
-	struct kc_context context;
-	struct kc_exit_record *record; /* of the last exit */
-	uint64_t exit_number; /* of the last exit: grows */
-	struct kc_stats stats;
-	struct kc_vcpu_hooks hooks;
-	struct kvm_coalesced_mmio_ring *ring; /* NULL: the kernel has none */
-	uint32_t ring_capacity;
 
 	struct kc_exit_ring exits;
 	/* What an exit touches ends here: all of it in one page (KC_VCPU_ALIGN). */
@@ -167,15 +175,27 @@ void kc_vcpu_put(struct kc_vcpu *vcpu);
  * The same thread may claim it again (a handler inside a run). check: it is started, open, not forked away.
  */
 int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err);
-int kc_vcpu_check(struct kc_vcpu *vcpu, struct kc_error *err);
 void kc_vcpu_release(struct kc_vcpu *vcpu);
+
+int kc_vcpu_fail_check(struct kc_vcpu *vcpu, struct kc_error *err);
+static inline int kc_vcpu_check(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	return __builtin_expect(vcpu->fd >= 0 && !atomic_load(&vcpu->vm->closed) &&
+					vcpu->vm->fork_generation == kc_fork_generation(),
+				1)
+		       ? 0
+		       : kc_vcpu_fail_check(vcpu, err);
+}
 
 /* Claimed by the caller: */
 int kc_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err);
 int kc_vcpu_run(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err);
 int kc_vcpu_enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err);
-/* Whether kc_vcpu_enter(vcpu, 0, ...) comes back at once, without a lock or a callback on the way. */
-bool kc_vcpu_half_entry_is_brief(struct kc_vcpu *vcpu);
+/*
+ * kc_vcpu_enter(vcpu, 0, ...) where that comes back at once, without a lock or a callback on the way; it took one
+ * period. 1: there may be such, nothing was done.
+ */
+int kc_vcpu_half_entry(struct kc_vcpu *vcpu, struct kc_error *err);
 int kc_vcpu_tick(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err);
 int kc_vcpu_step(struct kc_vcpu *vcpu, uint64_t n, uint64_t *done, struct kc_error *err);
 int kc_vcpu_set_debug(struct kc_vcpu *vcpu, const struct kvm_guest_debug *debug,

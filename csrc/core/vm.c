@@ -163,16 +163,16 @@ int kc_vm_schedule_inst_stop(struct kc_vm *vm, uint64_t insts, struct kc_error *
 /* Close it as soon as nobody works with it; if this thread does, its release will. Needs the VM's lock. */
 static void close_vcpu(struct kc_vm *vm, struct kc_vcpu *vcpu)
 {
-	pthread_t nobody = 0;
+	void *nobody = NULL;
 
-	while (!atomic_compare_exchange_strong(&vcpu->owner, &nobody, pthread_self())) {
-		if (nobody == pthread_self())
+	while (!atomic_compare_exchange_strong(&vcpu->owner, &nobody, kc_thread())) {
+		if (nobody == kc_thread())
 			return;
 		pthread_cond_wait(&vm->changed, &vm->lock);
-		nobody = 0;
+		nobody = NULL;
 	}
 	kc_vcpu_close(vcpu);
-	atomic_store(&vcpu->owner, 0);
+	atomic_store(&vcpu->owner, NULL);
 }
 
 /* The first vCPU from this id on, with a reference: without one it could go while it is waited for. */

@@ -14,7 +14,7 @@
 struct pc_exit {
 	PyObject_HEAD
 	struct pc_vcpu *vcpu;
-	uint64_t number; /* kc_vcpu.exit_number */
+	uint64_t number; /* kc_vcpu.exits.total */
 	PyObject *data; /* bytes of an IoExit, which the run structure only points to; else NULL */
 	union {
 		uint64_t align;
@@ -233,7 +233,7 @@ static PyObject *make(struct pc_state *state, struct pc_vcpu *vcpu)
 	if (!self)
 		return NULL;
 	self->vcpu = (struct pc_vcpu *)Py_NewRef(vcpu);
-	self->number = vcpu->vcpu->exit_number;
+	self->number = vcpu->vcpu->exits.total;
 	memcpy(self->run, vcpu->vcpu->run, RUN_BYTES);
 	if (vcpu->vcpu->run->exit_reason == KVM_EXIT_IO && take_io_data(self, vcpu->vcpu))
 		Py_CLEAR(self);
@@ -250,7 +250,7 @@ PyObject *pc_exit_new(struct pc_state *state, struct pc_vcpu *vcpu)
 		return pc_raise(state, &err, (PyObject *)vcpu);
 	if (!vcpu->vcpu->run && kc_vcpu_check(vcpu->vcpu, &err))
 		self = pc_raise(state, &err, (PyObject *)vcpu);
-	else if (!vcpu->vcpu->run || !vcpu->vcpu->exit_number)
+	else if (!vcpu->vcpu->run || !vcpu->vcpu->exits.total)
 		self = Py_NewRef(Py_None);
 	else
 		self = make(state, vcpu);
@@ -356,7 +356,7 @@ static struct kvm_run *answer_begin(struct pc_exit *self)
 
 	if (pc_vcpu_claim(state, self->vcpu))
 		return NULL;
-	if (self->vcpu->vcpu->exit_number == self->number)
+	if (self->vcpu->vcpu->exits.total == self->number)
 		return self->vcpu->vcpu->run;
 	pc_vcpu_release(self->vcpu);
 	PyErr_SetString(state->errors[PC_StateError],

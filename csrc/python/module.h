@@ -196,6 +196,7 @@ struct pc_vcpu {
 	struct kc_vcpu *vcpu;
 	PyObject *exit_handlers; /* dict: reason -> callable; NULL until one is set */
 	PyObject *drained; /* callable for the drain in progress; NULL */
+	PyObject *period; /* int: ticks of a cycle; NULL until it is asked for */
 	struct kc_cpuid_entry *cpuid; /* the table to start with; NULL: none of the user's */
 	size_t cpuid_count;
 	PyObject *weakrefs;

@@ -431,6 +431,7 @@ static PyObject *map(struct pc_vm *vm, const struct request *request)
 	device.opaque = self;
 	/* A sink takes whole strings whatever else is there; a handler for reads need not. */
 	device.string = self->string || (self->sink && !self->read);
+	device.brief_writes = self->sink && self->sink->fd < 0;
 	range = bus_map(vm, request, &device, &err);
 	if (!range)
 		leave(self);

@@ -161,6 +161,8 @@ kc_exit_path int pc_uint(PyObject *value, const char *name, uint64_t limit, uint
 {
 	auto_ref *index = NULL;
 
+	if (PyLong_CheckExact(value) && !fit(value, number) && *number <= limit)
+		return 0;
 	if (PyBool_Check(value) || !PyIndex_Check(value)) {
 		PyErr_Format(PyExc_TypeError, "%s must be an int, not %.100s", name,
 			     Py_TYPE(value)->tp_name);
@@ -350,7 +352,7 @@ kc_exit_path int pc_ticks(PyObject *value, uint64_t tick_frequency, uint64_t *ti
 {
 	if (PyUnicode_Check(value))
 		return ticks_from_text(value, tick_frequency, ticks);
-	if (PyBool_Check(value) || !PyIndex_Check(value)) {
+	if (!PyLong_CheckExact(value) && (PyBool_Check(value) || !PyIndex_Check(value))) {
 		PyErr_Format(
 			PyExc_TypeError,
 			"a time must be a number of ticks or text such as \"10ms\", not %.100s",

@@ -222,6 +222,7 @@ static int vcpu_clear(PyObject *object)
 
 	/* Not the VM: what is left of the cycle still needs it, and it clears its own part. */
 	Py_CLEAR(self->exit_handlers);
+	Py_CLEAR(self->period);
 	Py_CLEAR(self->drained);
 	return 0;
 }
@@ -238,7 +239,7 @@ static void vcpu_dealloc(PyObject *object)
 	vcpu_clear(object);
 	if (self->vcpu) {
 		leave(self->vm, self);
-		atomic_store(&self->vcpu->hooks.exit_mask, 0);
+		atomic_store(&self->vcpu->exit_mask, 0);
 		self->vcpu->hooks.host_signals = NULL;
 		self->vcpu->hooks.exit = NULL;
 		self->vcpu->hooks.drained = NULL;

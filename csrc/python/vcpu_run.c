@@ -49,8 +49,8 @@ kc_exit_path static int run_released(PyObject *self, run_function *function, uin
 	return failed;
 }
 
-/* A call that may run the guest, without the interpreter lock; a half entry is over before it is let go of. */
-kc_exit_path static PyObject *run(PyObject *self, run_function *function, uint64_t limit)
+/* A call that may run the guest, without the interpreter lock. */
+static PyObject *run(PyObject *self, run_function *function, uint64_t limit)
 {
 	PyObject *result;
 	struct kc_error err;
@@ -59,37 +59,64 @@ kc_exit_path static PyObject *run(PyObject *self, run_function *function, uint64
 
 	if (claim(self))
 		return NULL;
-	if (function == kc_vcpu_enter && !limit && kc_vcpu_half_entry_is_brief(core(self)))
-		failed = kc_vcpu_enter(core(self), 0, &passed, &err);
-	else
-		failed = run_released(self, function, limit, &passed, &err);
+	failed = run_released(self, function, limit, &passed, &err);
 	/* Still claimed: the error tells of registers. */
 	result = failed ? fail(self, &err) : PyLong_FromUnsignedLongLong(passed);
 	release(self);
 	return result;
 }
 
-kc_exit_path static PyObject *run_for(PyObject *self, run_function *function, const char *name,
-				      PyObject *const *args, Py_ssize_t nargs)
+/* One that is over before the interpreter lock is let go of, where it can be. */
+kc_exit_path static PyObject *half_entry(PyObject *object)
 {
-	uint64_t ticks = KC_NEVER;
+	struct pc_vcpu *self = pc_vcpu_of(object);
+	PyObject *result = NULL;
+	struct kc_error err;
+	int failed;
 
-	if (nargs > 1)
-		return PyErr_Format(PyExc_TypeError, "%s() takes at most 1 argument (%zd given)",
-				    name, nargs);
-	if (nargs && args[0] != Py_None && pc_ticks(args[0], core(self)->tick_frequency, &ticks))
+	if (claim(object))
 		return NULL;
-	return run(self, function, ticks);
+	failed = kc_vcpu_half_entry(self->vcpu, &err);
+	if (failed < 0)
+		fail(object, &err);
+	else if (!failed && (self->period || (self->period = PyLong_FromUnsignedLongLong(
+						      self->vcpu->period))))
+		result = Py_NewRef(self->period);
+	release(object);
+	return failed > 0 ? run(object, kc_vcpu_enter, 0) : result;
+}
+
+/* The ticks that run() and enter() may be given. */
+kc_exit_path static int limit_of(PyObject *self, const char *name, PyObject *const *args,
+				 Py_ssize_t nargs, uint64_t *ticks)
+{
+	*ticks = KC_NEVER;
+	if (nargs > 1) {
+		PyErr_Format(PyExc_TypeError, "%s() takes at most 1 argument (%zd given)", name,
+			     nargs);
+		return -1;
+	}
+	if (!nargs || args[0] == Py_None)
+		return 0;
+	return pc_ticks(args[0], core(self)->tick_frequency, ticks);
 }
 
 PyObject *pc_vcpu_run(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-	return run_for(self, kc_vcpu_run, "run", args, nargs);
+	uint64_t ticks;
+
+	if (limit_of(self, "run", args, nargs, &ticks))
+		return NULL;
+	return run(self, kc_vcpu_run, ticks);
 }
 
 kc_exit_path PyObject *pc_vcpu_enter(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-	return run_for(self, kc_vcpu_enter, "enter", args, nargs);
+	uint64_t ticks;
+
+	if (limit_of(self, "enter", args, nargs, &ticks))
+		return NULL;
+	return ticks ? run(self, kc_vcpu_enter, ticks) : half_entry(self);
 }
 
 static int tick(struct kc_vcpu *vcpu, uint64_t ignored, uint64_t *delay, struct kc_error *err)
@@ -188,14 +215,14 @@ PyObject *pc_vcpu_set_exit_handler(PyObject *object, PyObject *args)
 		return NULL;
 	}
 	if (handler == Py_None) {
-		atomic_fetch_and(&self->vcpu->hooks.exit_mask, ~(1ULL << number));
+		atomic_fetch_and(&self->vcpu->exit_mask, ~(1ULL << number));
 		failed = PyDict_Contains(self->exit_handlers, key);
 		if (failed > 0)
 			failed = PyDict_DelItem(self->exit_handlers, key);
 	} else {
 		failed = PyDict_SetItem(self->exit_handlers, key, handler);
 		if (!failed)
-			atomic_fetch_or(&self->vcpu->hooks.exit_mask, 1ULL << number);
+			atomic_fetch_or(&self->vcpu->exit_mask, 1ULL << number);
 	}
 	Py_DECREF(key);
 	return failed ? NULL : Py_NewRef(Py_None);

@@ -165,7 +165,10 @@ static int enter(struct guest *guest)
 	return ioctl(guest->vcpu, KVM_RUN, 0) ? -errno : (int)guest->run->exit_reason;
 }
 
-/* The guest runs with the thread's own signals: without that nothing but an exit of its own would stop it. */
+/*
+ * The guest runs with the thread's own signals, the kick among them, which is blocked elsewhere (block_kick): so
+ * a run can be stopped, and a kick in the instant before the entry is not lost.
+ */
 static int make_stoppable(struct guest *guest, const sigset_t *own)
 {
 	struct {
@@ -182,21 +185,29 @@ static int make_stoppable(struct guest *guest, const sigset_t *own)
 	return guest->has_mask ? 0 : -1;
 }
 
+static int block_kick(struct guest *guest)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, kick_signal());
+	return pthread_sigmask(SIG_BLOCK, &set, &guest->own);
+}
+
 /* Port accesses served until the guest halts. */
 EXPORT double raw_run_to_halt(struct guest *guest)
 {
 	struct kvm_run *run = guest->run;
-	sigset_t own;
-	double begin;
+	double begin = now();
 	int reason;
 
-	if (pthread_sigmask(SIG_BLOCK, NULL, &own) || make_stoppable(guest, &own))
+	if (block_kick(guest) || make_stoppable(guest, &guest->own))
 		return -errno;
-	begin = now();
 	while ((reason = enter(guest)) == KVM_EXIT_IO)
 		if (run->io.direction == KVM_EXIT_IO_OUT)
 			guest->output[guest->written++ % sizeof(guest->output)] =
 				((uint8_t *)run)[run->io.data_offset];
+	pthread_sigmask(SIG_SETMASK, &guest->own, NULL);
 	return reason == KVM_EXIT_HLT ? now() - begin : reason < 0 ? reason : -EPROTO;
 }
 
@@ -281,11 +292,8 @@ EXPORT double raw_steps(struct guest *guest, int n)
 static int kicks_begin(struct guest *guest)
 {
 	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = kick_signal() };
-	sigset_t set;
 
-	sigemptyset(&set);
-	sigaddset(&set, kick_signal());
-	if (pthread_sigmask(SIG_BLOCK, &set, &guest->own))
+	if (block_kick(guest))
 		return -1;
 	if (guest->has_timer)
 		return 0;

@@ -257,7 +257,7 @@ static void test_exit_hook(void)
 	uint64_t passed;
 
 	vcpu->hooks.exit = service;
-	atomic_store(&vcpu->hooks.exit_mask, 1ULL << KVM_EXIT_HLT | 1ULL << KVM_EXIT_IO);
+	atomic_store(&vcpu->exit_mask, 1ULL << KVM_EXIT_HLT | 1ULL << KVM_EXIT_IO);
 	put_code(&guest, CODE, 0xf4, 0xe6, 0x10, 0xf4, 0xeb, 0xfe);
 	check_ok(run_for(vcpu, PS_PER_MS, &passed));
 	check(serviced == 3 && passed >= PS_PER_MS && vcpu->stop_reason == KC_STOP_TICKS);
