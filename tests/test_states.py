@@ -471,3 +471,100 @@ def test_wakeup_of_a_running_cpu(guest: Maker) -> None:
     passed = g.run("1ms")
     assert (g.cpu.stop_reason, g.cpu.status) == ("ticks", "Running")
     assert passed >= 10**9
+
+
+# ---- the short way: a run of which nothing but accesses is asked ----
+
+WRITES = """
+    mov dx, 0xe9
+    again: mov al, 'a'; out dx, al; inc al; out dx, al
+    inc ecx; out 0x10, al; jmp again
+"""
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("console", ["sink", "python"])
+def test_a_handler_asks_for_more_than_accesses(guest, console):
+    """V7: what a handler asks for in the middle of a run holds from the next entry on."""
+    g = guest(WRITES)
+    sink, listed = kvmcpu.ByteSink(), bytearray()
+    g.vm.map_io(0xE9, 1, write=sink if console == "sink" else lambda o, s, v: listed.append(v))
+    asked = []
+
+    def handler(offset: int, size: int, value: int) -> None:
+        turn = g.cpu.regs.rcx & 0xFFFF
+        asked.append(turn)
+        if turn == 3:
+            g.cpu.schedule_inst_stop(4)
+        elif turn == 4:
+            g.cpu.guest_debug(singlestep=True)
+        elif turn == 5:
+            g.cpu.suspend()
+        elif turn == 6:
+            g.cpu.stop()
+        elif turn == 7:
+            g.cpu.set_exit_handler(kvmcpu.ExitReason.IO, exit_handler)
+
+    def exit_handler(cpu: kvmcpu.Vcpu, exit_: Any) -> None:
+        exits.append(exit_.port)
+
+    exits: list[int] = []
+    g.vm.map_io(0x10, 1, write=handler)
+    g.run()
+    assert g.cpu.stop_reason == "instructions"
+    assert asked == [1, 2, 3]
+    g.run()
+    assert g.cpu.exit.reason == kvmcpu.ExitReason.DEBUG
+    g.cpu.guest_debug()
+    g.run()
+    assert (g.cpu.stop_reason, g.cpu.regs.rcx & 0xFFFF) == ("idle", 5)
+    g.cpu.activate()
+    g.run()
+    assert (g.cpu.stop_reason, asked[-1]) == ("stop", 6)
+    g.vm.queue.schedule(g.cpu.stop, delay="20ms")
+    g.run()
+    assert asked == [1, 2, 3, 4, 5, 6, 7]
+    assert exits[:3] == [0xE9, 0xE9, 0x10]
+    assert (sink.getvalue() or bytes(listed)) == b"ab" * 7
+
+
+@pytest.mark.kvm
+def test_an_event_comes_between_brief_writes(guest):
+    """V7: an event is called at its tick, also when the guest does nothing but write to a sink."""
+    g = guest("again: out 0xe9, al; jmp again")
+    out = kvmcpu.ByteSink()
+    g.vm.map_io(0xE9, 1, write=out)
+    queue, period, seen = g.vm.queue, kvmcpu.parse_ticks("1ms"), []
+
+    def at_event() -> None:
+        seen.append((queue.now - event.when, out.total))
+        if len(seen) < 20:
+            event.reschedule(event.when + period)
+
+    event = queue.schedule(at_event, delay=period)
+    passed = g.run("25ms")
+    assert len(seen) == 20
+    # Late by one exit at most, not by many.
+    assert all(0 <= late < period // 2 for late, _ in seen)
+    totals = [total for _, total in seen]
+    assert totals == sorted(set(totals))
+    assert passed >= kvmcpu.parse_ticks("25ms")
+    assert g.cpu.stats["io"] == out.total
+
+
+@pytest.mark.kvm
+def test_brief_writes_are_recorded_and_timed(guest):
+    """V9, V25: writes to a sink are in the ring of last exits, and their time is the guest's."""
+    g = guest("mov cx, 50; again: mov al, cl; out 0xe9, al; loop again; hlt")
+    out = kvmcpu.ByteSink()
+    g.vm.map_io(0xE9, 1, write=out)
+    before = g.vm.queue.now
+    passed = g.run()
+    records = g.cpu.last_exits()
+    assert [r.data for r in records[:-1]] == list(range(50, 0, -1))
+    assert all((r.name, r.address, r.size) == ("IO", 0xE9, 1) for r in records[:-1])
+    ticks = [r.tick for r in records]
+    assert ticks == sorted(set(ticks))
+    assert before < ticks[0]
+    assert ticks[-1] <= before + passed
+    assert g.cpu.stats["ticks"] <= passed <= g.cpu.stats["ticks"] + 51 * g.cpu.clock_period

@@ -195,14 +195,16 @@ kc_exit_path static int sort_error(struct kc_vcpu *vcpu, struct kc_error *err)
 	return kc_fail_os(err, "KVM_RUN");
 }
 
-/* plain, known when this is compiled: what kc_entry_plain() may leave out is left out. */
-kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, bool plain, uint64_t *passed,
+/* Known when an entry is compiled: what the shorter ones may leave out is left out. */
+enum kind { ANY, PLAIN, HALF };
+
+kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, enum kind kind, uint64_t *passed,
 		       struct kc_error *err)
 {
+	bool plain = kind == PLAIN, half = kind == HALF || (kind == ANY && !ticks);
 	enum kc_time_source source = plain ? KC_TIME_TSC : vcpu->time_source;
 	struct kvm_run *run = vcpu->run;
 	uint64_t before = 0, count = 0, cycles;
-	bool half = !plain && !ticks;
 	int result, failed;
 
 	if (__builtin_expect(vcpu->context.dirty != 0, 0) && kc_context_push(vcpu, err))
@@ -249,9 +251,8 @@ kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, bool plain, uint64_
 	kc_stat_add(&vcpu->stats, KC_STAT_ticks, *passed);
 	kc_exit_note(vcpu, vcpu->next_step + *passed);
 	if (!half && !failed &&
-	    __builtin_expect((source == KC_TIME_TSC ? before + count : kc_hostclock()) >=
-				     vcpu->ask_at,
-			     0))
+	    __builtin_expect(
+		    (source == KC_TIME_TSC ? before + count : kc_hostclock()) >= vcpu->ask_at, 0))
 		return kc_kick_host_signals(vcpu, err);
 	return failed;
 }
@@ -273,7 +274,7 @@ static kc_cold int interrupted(struct kc_vcpu *vcpu, int failed, struct kc_error
 	return 0;
 }
 
-kc_hot int entry(struct kc_vcpu *vcpu, uint64_t ticks, bool plain, uint64_t *passed,
+kc_hot int entry(struct kc_vcpu *vcpu, uint64_t ticks, enum kind kind, uint64_t *passed,
 		 struct kc_error *err)
 {
 	struct kc_lock *lock = &vcpu->vm->device_lock;
@@ -282,9 +283,9 @@ kc_hot int entry(struct kc_vcpu *vcpu, uint64_t ticks, bool plain, uint64_t *pas
 	int failed;
 
 	/* A handler that runs another vCPU holds the lock: that one must not take it into the guest (V24). */
-	if (!plain && __builtin_expect(kc_lock_is_mine(lock), 0))
+	if (kind == ANY && __builtin_expect(kc_lock_is_mine(lock), 0))
 		depth = kc_lock_drop(lock);
-	failed = enter_guest(vcpu, ticks, plain, passed, err);
+	failed = enter_guest(vcpu, ticks, kind, passed, err);
 	if (depth)
 		kc_lock_retake(lock, depth);
 	if (__builtin_expect(vcpu->exits.total == number, 0))
@@ -292,7 +293,7 @@ kc_hot int entry(struct kc_vcpu *vcpu, uint64_t ticks, bool plain, uint64_t *pas
 	/* A half entry comes back by itself, unless a signal is there too: that one stays pending. */
 	if (ticks && __builtin_expect(vcpu->run->exit_reason == KVM_EXIT_INTR, 0))
 		failed = interrupted(vcpu, failed, err);
-	if (__builtin_expect(kc_exit_ring_filled(vcpu), 0)) {
+	if (kind != HALF && __builtin_expect(kc_exit_ring_filled(vcpu), 0)) {
 		if (kc_exit_drain_ring(vcpu, &latency, failed ? &(struct kc_error){ 0 } : err))
 			failed = -1;
 		*passed += latency;
@@ -303,11 +304,16 @@ kc_hot int entry(struct kc_vcpu *vcpu, uint64_t ticks, bool plain, uint64_t *pas
 kc_exit_path int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
 			  struct kc_error *err)
 {
-	return entry(vcpu, ticks, false, passed, err);
+	return entry(vcpu, ticks, ANY, passed, err);
 }
 
 kc_exit_path int kc_entry_plain(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed,
 				struct kc_error *err)
 {
-	return entry(vcpu, ticks, true, passed, err);
+	return entry(vcpu, ticks, PLAIN, passed, err);
+}
+
+kc_exit_path int kc_entry_half(struct kc_vcpu *vcpu, uint64_t *passed, struct kc_error *err)
+{
+	return entry(vcpu, 0, HALF, passed, err);
 }

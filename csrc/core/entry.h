@@ -22,5 +22,7 @@ int kc_entry(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_e
  * on a thread that does not hold the device lock; not a half entry.
  */
 int kc_entry_plain(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *passed, struct kc_error *err);
+/* The same of a half entry, for a VM that coalesces nothing; also where begin was not called. */
+int kc_entry_half(struct kc_vcpu *vcpu, uint64_t *passed, struct kc_error *err);
 
 #endif

@@ -94,9 +94,9 @@ static int tell_kvm(struct kc_vcpu *vcpu, struct kc_error *err)
 
 static void ask_later(struct kc_vcpu *vcpu)
 {
-	vcpu->ask_at =
-		own_is_first ? kc_hostclock() + (uint64_t)(KC_ASK_NS * vcpu->hostclock_per_ns)
-			     : UINT64_MAX;
+	vcpu->ask_at = own_is_first
+			       ? kc_hostclock() + (uint64_t)(KC_ASK_NS * vcpu->hostclock_per_ns)
+			       : UINT64_MAX;
 }
 
 int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
@@ -128,6 +128,20 @@ int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
+/* Take a pending kick away; false if there was none. */
+static bool take_one(void)
+{
+	static const struct timespec at_once;
+	sigset_t set;
+	int taken;
+
+	kick_only(&set);
+	do
+		taken = sigtimedwait(&set, NULL, &at_once);
+	while (taken < 0 && errno == EINTR);
+	return taken > 0;
+}
+
 static void send(struct kc_kick *kick)
 {
 	if (!atomic_exchange(&kick->sent, true))
@@ -142,8 +156,11 @@ void kc_kick_end(struct kc_vcpu *vcpu)
 	atomic_store(&kick->thread, 0);
 	pthread_mutex_unlock(&kick->lock);
 	/* From here on nobody sends: what is pending is the last. */
-	if (kick->expected || atomic_load(&kick->sent))
+	if (kick->expected || atomic_load(&kick->sent)) {
 		kc_kick_consume(vcpu);
+		while (take_one())
+			;
+	}
 	kick->expected = false;
 	innermost = vcpu->outer;
 	/* A kick, or a timer's, for a vCPU that this thread runs further out may have been taken with ours. */
@@ -187,14 +204,10 @@ bool kc_kick_from_elsewhere(struct kc_vcpu *vcpu)
 
 bool kc_kick_consume(struct kc_vcpu *vcpu)
 {
-	static const struct timespec at_once;
 	struct kc_kick *kick = &vcpu->kick;
-	bool any = false;
-	sigset_t set;
+	/* There may be another one, a timer's and somebody's: it ends the next entry at once, and is taken then. */
+	bool any = take_one();
 
-	kick_only(&set);
-	while (sigtimedwait(&set, NULL, &at_once) > 0 || errno == EINTR)
-		any = true;
 	/* Only now: whoever kicks from here on sends a new signal, and we look at everything anew anyway. */
 	if (atomic_exchange(&kick->sent, false)) {
 		/*

@@ -181,19 +181,8 @@ static int heap_reserve(struct kc_queue *queue, struct kc_error *err)
 /* An entry in progress was given the time of another event: it must end, to be given this one's. */
 static void kick_others(struct kc_queue *queue)
 {
-	pid_t self = 0;
-
-	for (size_t i = 0; i < queue->vcpu_count; i++) {
-		struct kc_vcpu *vcpu = queue->vcpus[i];
-		pid_t thread = atomic_load(&vcpu->kick.thread);
-
-		if (!thread)
-			continue;
-		if (!self)
-			self = gettid();
-		if (thread != self)
-			kc_kick(vcpu);
-	}
+	for (size_t i = 0; i < queue->vcpu_count; i++)
+		kc_kick_from_elsewhere(queue->vcpus[i]);
 }
 
 /* Under the lock. 1: it was scheduled before, so that the queue has its reference already. */

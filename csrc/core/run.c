@@ -37,11 +37,9 @@ static uint64_t entry_limit(struct kc_vcpu *vcpu)
 	return end > vcpu->next_step ? end - vcpu->next_step : 1;
 }
 
-kc_hot int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct kc_error *err)
+/* After an entry; number: exits.total before it. */
+kc_hot int entered(struct kc_vcpu *vcpu, int failed, uint64_t number, uint64_t ticks)
 {
-	uint64_t number = vcpu->exits.total;
-	int failed = kc_entry(vcpu, ticks, delay, err);
-
 	if (__builtin_expect(vcpu->exits.total == number, 0))
 		return -1;
 	vcpu->status = vcpu->run->exit_reason == KVM_EXIT_INTR ? KC_RUNNING : KC_SERVICE;
@@ -52,6 +50,14 @@ kc_hot int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct k
 	else if (ticks && vcpu->time_source != KC_TIME_PERF)
 		vcpu->insts_known = false;
 	return failed;
+}
+
+kc_hot int enter(struct kc_vcpu *vcpu, uint64_t ticks, uint64_t *delay, struct kc_error *err)
+{
+	uint64_t number = vcpu->exits.total;
+	int failed = kc_entry(vcpu, ticks, delay, err);
+
+	return entered(vcpu, failed, number, ticks);
 }
 
 kc_hot int step_entry(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *err)
@@ -257,9 +263,8 @@ kc_hot bool is_asked(struct kc_vcpu *vcpu)
 static bool is_plain(struct kc_vcpu *vcpu)
 {
 	return vcpu->time_source == KC_TIME_TSC && vcpu->active && !vcpu->draining &&
-	       !is_asked(vcpu) &&
-	       !kc_insts_are_watched(vcpu) && !vcpu->debug.control && !vcpu->told_debug.control &&
-	       !kc_lock_is_mine(&vcpu->vm->device_lock);
+	       !is_asked(vcpu) && !kc_insts_are_watched(vcpu) && !vcpu->debug.control &&
+	       !vcpu->told_debug.control && !kc_lock_is_mine(&vcpu->vm->device_lock);
 }
 
 /*
@@ -450,7 +455,7 @@ kc_hot void move_on(struct kc_vcpu *vcpu, uint64_t passed)
 
 kc_exit_path int kc_vcpu_half_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 {
-	uint64_t passed;
+	uint64_t passed, number = vcpu->exits.total;
 
 	/* It does not stay in the guest: no signal, timer or counter to care about, and no device to wait for. */
 	if (atomic_load(&vcpu->kick.thread) || vcpu->time_source == KC_TIME_PERF ||
@@ -459,7 +464,7 @@ kc_exit_path int kc_vcpu_half_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 	if (check_runnable(vcpu, err))
 		return -1;
 	enter_alone(vcpu);
-	if (enter(vcpu, 0, &passed, err))
+	if (entered(vcpu, kc_entry_half(vcpu, &passed, err), number, 0))
 		return -1;
 	move_on(vcpu, passed);
 	return 0;

@@ -311,7 +311,7 @@ void kc_vcpu_close(struct kc_vcpu *vcpu)
  * Nobody waits for a run. But a thread that only asks it to drain, or looks at a register, has it for a moment, and
  * what fails then would fail now and then for no reason that its caller could know.
  */
-static int claim_soon(struct kc_vcpu *vcpu, struct kc_error *err)
+int kc_vcpu_claim_soon(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	uint64_t end = kc_hostclock() + (uint64_t)(1e6 * vcpu->hostclock_per_ns);
 
@@ -332,46 +332,12 @@ static int claim_soon(struct kc_vcpu *vcpu, struct kc_error *err)
 	}
 }
 
-kc_exit_path int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
-{
-	void *nobody = NULL, *self = kc_thread();
-
-	if (atomic_load_explicit(&vcpu->owner, memory_order_relaxed) == self) {
-		vcpu->owner_depth++;
-		return 0;
-	}
-	/* A thread of the parent's that ran it at the fork is not there to let go of it. */
-	if (kc_check_fork(vcpu->vm->fork_generation, err))
-		return -1;
-	if (__builtin_expect(!atomic_compare_exchange_strong(&vcpu->owner, &nobody, self), 0) &&
-	    claim_soon(vcpu, err))
-		return -1;
-	vcpu->owner_depth = 1;
-	return 0;
-}
-
 int kc_vcpu_fail_check(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	if (kc_vm_check(vcpu->vm, err))
 		return -1;
 	return kc_fail(err, KC_ERR_NOT_STARTED, "%s was not started: call start() first",
 		       vcpu->name);
-}
-
-kc_exit_path void kc_vcpu_release(struct kc_vcpu *vcpu)
-{
-	struct kc_vm *vm = vcpu->vm;
-
-	if (--vcpu->owner_depth)
-		return;
-	/* A handler closed the VM under its own run. */
-	if (__builtin_expect(atomic_load(&vm->closed), 0) && vcpu->started)
-		kc_vcpu_close(vcpu);
-	atomic_store(&vcpu->owner, NULL);
-	if (__builtin_expect(atomic_load(&vm->closed), 0)) {
-		kc_hold(&vm->lock);
-		pthread_cond_broadcast(&vm->changed);
-	}
 }
 
 /* ---- idle and active (V11) ---- */

@@ -72,8 +72,19 @@ struct kc_vcpu_config {
 };
 
 struct kc_vcpu {
-	/* What every exit touches, in as few cache lines as can be: a guest's exit leaves them cold. */
-	struct kc_vm *vm;
+	/* What it is */
+	atomic_int refs;
+	unsigned int id;
+	char name[32];
+	bool started, closed;
+	bool cpuid_supported;
+	uint32_t ring_capacity;
+
+	/*
+	 * What every exit touches, in as few cache lines as can be: a guest's exit leaves them cold. Not where in its
+	 * page the run structure has its own: a load from there would wait for a store here.
+	 */
+	_Alignas(64) struct kc_vm *vm;
 	struct kc_queue *queue;
 	struct kvm_run *run; /* NULL before start */
 	size_t run_size;
@@ -104,14 +115,7 @@ struct kc_vcpu {
 	struct kc_context context;
 	struct kc_stats stats;
 
-	/* What it is */
 	struct kc_vcpu_hooks hooks;
-	atomic_int refs;
-	unsigned int id;
-	char name[32];
-	bool started, closed;
-	bool cpuid_supported;
-	uint32_t ring_capacity;
 
 	/* Who works with it: a thread for the length of a call, or of a run. */
 	_Atomic(void *) owner; /* kc_thread(); NULL: nobody */
@@ -170,12 +174,43 @@ struct kc_vcpu *kc_vcpu_create(struct kc_vm *vm, int id, const struct kc_vcpu_co
 struct kc_vcpu *kc_vcpu_get(struct kc_vcpu *vcpu);
 void kc_vcpu_put(struct kc_vcpu *vcpu);
 
+/* The VM closes: frees what the kernel holds. The VM's lock is not held. */
+void kc_vcpu_close(struct kc_vcpu *vcpu);
+
 /*
  * Every call that needs the vCPU at rest stands between claim and release: KC_ERR_BUSY if another thread has it.
  * The same thread may claim it again (a handler inside a run). check: it is started, open, not forked away.
  */
-int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err);
-void kc_vcpu_release(struct kc_vcpu *vcpu);
+int kc_vcpu_claim_soon(struct kc_vcpu *vcpu, struct kc_error *err);
+static inline int kc_vcpu_claim(struct kc_vcpu *vcpu, struct kc_error *err)
+{
+	void *nobody = NULL, *self = kc_thread();
+
+	if (atomic_load_explicit(&vcpu->owner, memory_order_relaxed) == self) {
+		vcpu->owner_depth++;
+		return 0;
+	}
+	/* A thread of the parent's that ran it at the fork is not there to let go of it. */
+	if (kc_check_fork(vcpu->vm->fork_generation, err))
+		return -1;
+	if (__builtin_expect(!atomic_compare_exchange_strong(&vcpu->owner, &nobody, self), 0) &&
+	    kc_vcpu_claim_soon(vcpu, err))
+		return -1;
+	vcpu->owner_depth = 1;
+	return 0;
+}
+
+static inline void kc_vcpu_release(struct kc_vcpu *vcpu)
+{
+	if (--vcpu->owner_depth)
+		return;
+	/* A handler closed the VM under its own run. */
+	if (__builtin_expect(atomic_load(&vcpu->vm->closed), 0) && vcpu->started)
+		kc_vcpu_close(vcpu);
+	atomic_store(&vcpu->owner, NULL);
+	if (__builtin_expect(atomic_load(&vcpu->vm->closed), 0))
+		kc_vm_changed(vcpu->vm);
+}
 
 int kc_vcpu_fail_check(struct kc_vcpu *vcpu, struct kc_error *err);
 static inline int kc_vcpu_check(struct kc_vcpu *vcpu, struct kc_error *err)
@@ -224,9 +259,6 @@ uint64_t kc_vcpu_live_tick(struct kc_vcpu *vcpu);
 
 /* On the vCPU's thread: instructions were committed (V9). */
 void kc_vcpu_add_insts(struct kc_vcpu *vcpu, uint64_t insts);
-
-/* The VM closes: frees what the kernel holds. The VM's lock is not held. */
-void kc_vcpu_close(struct kc_vcpu *vcpu);
 
 /* kc_vcpu.entry_pc: nowhere */
 #define KC_NO_STEP (UINT64_MAX - 1)

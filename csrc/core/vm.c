@@ -160,6 +160,12 @@ int kc_vm_schedule_inst_stop(struct kc_vm *vm, uint64_t insts, struct kc_error *
 	return 0;
 }
 
+void kc_vm_changed(struct kc_vm *vm)
+{
+	kc_hold(&vm->lock);
+	pthread_cond_broadcast(&vm->changed);
+}
+
 /* Close it as soon as nobody works with it; if this thread does, its release will. Needs the VM's lock. */
 static void close_vcpu(struct kc_vm *vm, struct kc_vcpu *vcpu)
 {

@@ -83,6 +83,8 @@ int kc_vm_check(struct kc_vm *vm, struct kc_error *err);
 /* ioctl on the VM; name is for the error. */
 int kc_vm_ioctl(struct kc_vm *vm, unsigned long request, const char *name, void *arg,
 		struct kc_error *err);
+/* A vCPU woke, halted, or was let go of: those that wait look again. */
+void kc_vm_changed(struct kc_vm *vm);
 void kc_vm_stop(struct kc_vm *vm);
 int kc_vm_schedule_inst_stop(struct kc_vm *vm, uint64_t insts, struct kc_error *err);
 /* A snapshot with references; freed by the caller. */

@@ -79,8 +79,8 @@ kc_exit_path static PyObject *half_entry(PyObject *object)
 	failed = kc_vcpu_half_entry(self->vcpu, &err);
 	if (failed < 0)
 		fail(object, &err);
-	else if (!failed && (self->period || (self->period = PyLong_FromUnsignedLongLong(
-						      self->vcpu->period))))
+	else if (!failed &&
+		 (self->period || (self->period = PyLong_FromUnsignedLongLong(self->vcpu->period))))
 		result = Py_NewRef(self->period);
 	release(object);
 	return failed > 0 ? run(object, kc_vcpu_enter, 0) : result;
