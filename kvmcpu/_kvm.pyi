@@ -524,6 +524,8 @@ class ByteSink:
         """A copy of the bytes that are kept."""
     def clear(self) -> bytes:
         """Take the bytes out: a copy of what was kept, and nothing is kept from then on."""
+    def write(self, data: ReadableBuffer, /) -> None:
+        """Add bytes, as if the guest had written them: for a device in Python. From any thread."""
     @property
     def text(self) -> str:
         """The bytes as UTF-8 text, with replacement characters for what is not."""

@@ -518,3 +518,43 @@ def test_signals_of_other_threads(guest: Maker) -> None:
         assert g.cpu.stop()
         thread.join(10)
     assert g.cpu.stop_reason == "stop"
+
+
+AT_THE_START = """
+import os, random, signal, threading, time
+import kvmcpu
+
+with kvmcpu.Kvm() as kvm, kvm.create_vm() as vm:
+    vm.add_memory(0, "64KiB")[0x1000:0x1002] = b"\\xeb\\xfe"
+    cpu = vm.create_vcpu()
+    cpu.sregs.cs.base = cpu.sregs.cs.selector = 0
+    for _ in range(3):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    go = threading.Semaphore(0)
+
+    def interrupt():
+        while go.acquire():
+            end = time.perf_counter() + random.random() * 60e-6
+            while time.perf_counter() < end:
+                pass
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    for _ in range(300):
+        cpu.regs = {"rip": 0x1000, "rflags": 2}
+        begin = time.monotonic()
+        try:
+            go.release()
+            cpu.run()
+        except KeyboardInterrupt:
+            pass
+        assert time.monotonic() - begin < 10, "the signal was lost"
+"""
+
+
+def test_ctrl_c_at_the_start_of_a_run() -> None:
+    """V18: one that comes before the entry, while our code has it blocked, and another thread takes."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_START], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -214,7 +214,9 @@ kc_hot int enter_guest(struct kc_vcpu *vcpu, uint64_t ticks, enum kind kind, uin
 	run->immediate_exit = half;
 	/* A half entry runs no guest code: there is nothing to bound and nothing to measure. */
 	if (!half) {
-		if (__builtin_expect(ticks != KC_NEVER || vcpu->shut_at, 0) &&
+		if (__builtin_expect(ticks != KC_NEVER ||
+					     (vcpu->shut_at && vcpu->shut_at != vcpu->armed_until),
+				     0) &&
 		    bound(vcpu, ticks, err))
 			return -1;
 		/* What the core takes for a brief access counts as the kernel's part of the exit does. */

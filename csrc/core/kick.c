@@ -92,11 +92,25 @@ static int tell_kvm(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
+/* glibc has it since 2.32; false from the first thread on that is started. */
+extern char __libc_single_threaded __attribute__((weak));
+
+static bool others_take_signals(void)
+{
+	return !&__libc_single_threaded || !__libc_single_threaded;
+}
+
+/* The signals are shut: when the host's handlers are asked next. */
 static void ask_later(struct kc_vcpu *vcpu)
 {
-	vcpu->ask_at = own_is_first
-			       ? kc_hostclock() + (uint64_t)(KC_ASK_NS * vcpu->hostclock_per_ns)
-			       : UINT64_MAX;
+	vcpu->ask_at = UINT64_MAX;
+	vcpu->shut_at = 0;
+	if (!own_is_first)
+		return;
+	vcpu->ask_at = kc_hostclock() + (uint64_t)(KC_ASK_NS * vcpu->hostclock_per_ns);
+	/* The guest may make no exit any more. */
+	if (others_take_signals())
+		vcpu->shut_at = vcpu->ask_at;
 }
 
 int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
@@ -115,7 +129,6 @@ int kc_kick_begin(struct kc_vcpu *vcpu, struct kc_error *err)
 		return -1;
 	}
 	kick->open = kick->keep_shut = false;
-	vcpu->shut_at = 0;
 	vcpu->outer = innermost;
 	innermost = vcpu;
 	pthread_mutex_lock(&kick->lock);
@@ -258,7 +271,6 @@ void kc_kick_shut(struct kc_vcpu *vcpu)
 	all_signals(&all);
 	pthread_sigmask(SIG_SETMASK, &all, NULL);
 	vcpu->kick.open = false;
-	vcpu->shut_at = 0;
 }
 
 int kc_kick_host_signals(struct kc_vcpu *vcpu, struct kc_error *err)

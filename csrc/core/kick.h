@@ -13,7 +13,8 @@
  *
  * A signal to the process that comes while the process's first thread has it blocked here goes to another
  * thread, if there is one that takes it; the host program's handlers may yet be the first thread's business (as
- * Python's are). So there they are asked every KC_ASK_NS, at an exit.
+ * Python's are). So there they are asked every KC_ASK_NS, at an exit, and in a process that has other threads an
+ * entry does not last longer than that.
  */
 #ifndef KC_KICK_H
 #define KC_KICK_H

@@ -100,7 +100,7 @@ struct kc_vcpu {
 
 	uint64_t clock_at; /* host clock at the last exit, if next to nothing was done since; 0 */
 	_Atomic uint64_t entry_start; /* host clock at the start of the entry in progress; 0: none */
-	uint64_t shut_at; /* host clock at which open signals are shut (kick.h); 0: they are shut */
+	uint64_t shut_at; /* host clock at which an entry ends for the host's signals (kick.h); 0: never */
 	uint64_t ask_at; /* host clock at which the host's handlers are asked; UINT64_MAX: never */
 	uint64_t tick_fraction, cycle_fraction; /* 0.64: of the entries so far */
 	uint64_t period; /* ticks of a cycle (V1) */

@@ -81,6 +81,26 @@ static PyObject *clear(PyObject *self, PyObject *unused)
 	return copy(self, true);
 }
 
+static PyObject *write_bytes(PyObject *self, PyObject *data)
+{
+	struct kc_sink *sink = sink_of(self);
+	struct pc_gil gil;
+	Py_buffer view;
+
+	if (!sink || PyObject_GetBuffer(data, &view, PyBUF_SIMPLE))
+		return NULL;
+	if (sink->fd < 0) {
+		kc_sink_append(sink, view.buf, (size_t)view.len);
+	} else {
+		/* The file may be slow. */
+		pc_release(&gil, NULL);
+		kc_sink_append(sink, view.buf, (size_t)view.len);
+		pc_acquire(&gil);
+	}
+	PyBuffer_Release(&view);
+	Py_RETURN_NONE;
+}
+
 static PyObject *get_text(PyObject *self, void *unused)
 {
 	PyObject *bytes = copy(self, false), *text;
@@ -135,6 +155,7 @@ static PyObject *repr(PyObject *self)
 static PyMethodDef methods[] = {
 	{ "getvalue", getvalue, METH_NOARGS, DOC_ByteSink_getvalue },
 	{ "clear", clear, METH_NOARGS, DOC_ByteSink_clear },
+	{ "write", write_bytes, METH_O, DOC_ByteSink_write },
 	{ NULL, NULL, 0, NULL },
 };
 
