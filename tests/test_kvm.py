@@ -254,3 +254,43 @@ def test_reprs(kvm, vm) -> None:
     assert repr(vm).startswith("<VM")
     vm.close()
     assert "closed" in repr(vm)
+
+
+OTHER_VERSION = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <linux/kvm.h>
+#include <stdarg.h>
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	static int (*next)(int, unsigned long, void *);
+	va_list args;
+	void *arg;
+
+	va_start(args, request);
+	arg = va_arg(args, void *);
+	va_end(args);
+	if (!next)
+		next = dlsym(RTLD_NEXT, "ioctl");
+	return request == KVM_GET_API_VERSION ? 11 : next(fd, request, arg);
+}
+"""
+
+
+@pytest.mark.kvm
+def test_another_api_version(tmp_path):
+    """A device that speaks another version of the API, by a library in front of ioctl()."""
+    source, library = tmp_path / "other.c", tmp_path / "other.so"
+    source.write_text(OTHER_VERSION)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    code = "import kvmcpu\ntry: kvmcpu.Kvm()\nexcept kvmcpu.KvmVersionError as e: print(e)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "version 11" in done.stdout
+    assert "12" in done.stdout
