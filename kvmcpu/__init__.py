@@ -77,6 +77,7 @@ from kvmcpu._kvm import (
     set_trace_sink,
 )
 from kvmcpu.enums import Cap, ExitReason, capabilities
+from kvmcpu.system import ConfigError, Result, System
 
 try:
     __version__ = _metadata.version("kvmcpu")
@@ -152,4 +153,7 @@ __all__ = [
     "ExitReason",
     "capabilities",
     "trace",
+    "System",
+    "Result",
+    "ConfigError",
 ]

@@ -14,15 +14,17 @@ from typing import NoReturn
 import kvmcpu
 from kvmcpu import info, runner
 from kvmcpu._kvm import debug_flags, parse_size, parse_ticks
+from kvmcpu.devices import DeviceError
 from kvmcpu.loaders import LoadError
+from kvmcpu.system import ConfigError
 
 FAILED = 125
 
 EPILOG = """\
-The exit status is the guest's own: what it wrote to the debug exit, port 0xf4, or 0 if it halted
-with nothing left that could wake it. 124: it was still running when the time was over. 125: kvmcpu
-failed, or was called wrongly. 126: the guest crashed. 128 and a signal's number: that signal ended
-kvmcpu.
+The exit status is the guest's own: what it wrote to the debug exit, port 0xf4, or 0 if it turned
+its machine off, reset it, or halted with nothing left that could wake it. 124: it was still
+running when the time was over. 125: kvmcpu failed, or was called wrongly. 126: the guest crashed.
+128 and a signal's number: that signal ended kvmcpu.
 """
 
 
@@ -84,16 +86,28 @@ def _parser() -> Parser:
         "run",
         help="run a guest",
         usage="kvmcpu run [OPTION…] IMAGE [-- ARGUMENT…]\n"
-        "       kvmcpu run [OPTION…] --firmware FILE",
-        description="Run an ELF executable, a flat binary or a PC's firmware.",
+        "       kvmcpu run [OPTION…] --firmware FILE [--disk FILE]\n"
+        "       kvmcpu run [OPTION…] --config FILE",
+        description="Run a multiboot kernel, an ELF executable, a flat binary or a PC's firmware,"
+        " on a PC. Standard input goes to its serial port; from a terminal each key as it is"
+        " typed, and Ctrl-] ends the run.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("image", nargs="?", metavar="IMAGE", help="ELF executable or flat binary")
     run.add_argument("--firmware", metavar="FILE", help="start a PC's firmware instead")
+    run.add_argument("--memory", type=_size, metavar="SIZE", help="guest memory (256MiB)")
+    run.add_argument("--cpus", type=int, metavar="N", help="how many CPUs (1)")
     run.add_argument(
-        "--memory", type=_size, default="64MiB", metavar="SIZE", help="guest memory (%(default)s)"
+        "--disk", action="append", metavar="FILE[,ro|,overlay]", help="a disk; up to two"
     )
+    run.add_argument(
+        "--module",
+        action="append",
+        metavar="FILE[ ARGUMENTS]",
+        help="a module for a multiboot kernel, with its command line",
+    )
+    run.add_argument("--config", metavar="FILE", help="a system as a TOML file")
     run.add_argument(
         "--timeout", type=_seconds, metavar="TIME", help="end after seconds, or such as 200ms"
     )
@@ -111,7 +125,8 @@ def _parser() -> Parser:
     run.add_argument(
         "--unassigned",
         choices=("error", "ones"),
-        help="what an access to nobody does: crash the guest, or read all ones (with --firmware)",
+        help="what an access to nobody does: crash the guest, or read all ones (the latter for"
+        " firmware, disks, multiboot kernels and --config)",
     )
     run.add_argument("--stats", metavar="FILE", help="write the run's statistics; - for stdout")
     run.add_argument(
@@ -119,37 +134,54 @@ def _parser() -> Parser:
         metavar="FLAG,…",
         help=f"trace to stderr; flags: {', '.join(debug_flags())}",
     )
-    run.add_argument("--device", default="/dev/kvm", help="the KVM device (%(default)s)")
+    run.add_argument("--device", help="the KVM device (/dev/kvm)")
     return parser
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    if (options.image is None) == (options.firmware is None):
+    sources = [options.image, options.firmware, options.config]
+    if not any(source is not None for source in sources) and not options.disk:
+        raise Misuse("give an IMAGE, --firmware FILE or --config FILE (see kvmcpu run --help)")
+    if options.image is not None and options.firmware is not None:
         raise Misuse("give an IMAGE or --firmware FILE, one of the two (see kvmcpu run --help)")
+    if options.disk and all(source is None for source in sources):
+        raise Misuse("a --disk is booted by a firmware: give --firmware FILE as well")
     flat = options.mode is not None or options.load_address is not None
-    if options.firmware is not None and (flat or arguments):
-        raise Misuse("--mode, --load-address and arguments are for an IMAGE, not for --firmware")
+    if options.image is None and (flat or arguments or options.module):
+        raise Misuse("--mode, --load-address, --module and arguments are for an IMAGE")
     flags = [flag for flag in (options.debug_flags or "").split(",") if flag]
     unknown = sorted(set(flags) - set(debug_flags()))
     if unknown:
         raise Misuse(
             f"unknown debug flag {', '.join(unknown)}; there are {', '.join(debug_flags())}"
         )
+    given = {
+        "memory": options.memory,
+        "cpus": options.cpus,
+        "firmware": options.firmware,
+        "disks": options.disk,
+        "unassigned": options.unassigned,
+        "device": options.device,
+    }
     return runner.run(
         runner.Job(
             image=options.image,
-            firmware=options.firmware,
             arguments=tuple(arguments),
-            memory=options.memory,
-            timeout=options.timeout,
+            modules=tuple(_module(text) for text in options.module or ()),
             mode=options.mode,
             address=options.load_address,
-            unassigned=options.unassigned or ("ones" if options.firmware else "error"),
+            config=options.config,
+            options={name: value for name, value in given.items() if value is not None},
+            timeout=options.timeout,
             stats=options.stats,
             debug_flags=tuple(flags),
-            device=options.device,
         )
     )
+
+
+def _module(text: str) -> tuple[str, str]:
+    """A module's file, and its command line, which begins with the file."""
+    return text.split(" ", 1)[0], text
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -208,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain("interrupted")
         return 128 + signal.SIGINT
-    except (Misuse, LoadError, runner.RunError) as error:
+    except (Misuse, LoadError, ConfigError, DeviceError, runner.RunError) as error:
         _complain(str(error))
     except MemoryError as error:
         _complain(f"out of memory: {error}" if str(error) else "out of memory")

@@ -1,110 +1,142 @@
 # SPDX-License-Identifier: MIT
-"""What a bare guest talks through: console output on three ports, and the debug exit.
-
-| port          | what |
-| ------------- | --- |
-| 0x3f8 - 0x3ff | a serial port (16550) that is always ready to send and never receives |
-| 0xe9, 0x402   | debug consoles: a byte written is output; they read 0xe9, "I am there" |
-| 0xf4 - 0xf7   | debug exit: the value written ends the run and is its status |
-
-The bytes are collected in C, and Python is not asked for any of them.
-"""
+"""A system's console: what its guest writes, and what is sent to it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Callable
 
 from kvmcpu._kvm import ByteSink
 
-if TYPE_CHECKING:
-    from kvmcpu._kvm import VM, BusRange
-
-SERIAL = 0x3F8
-DEBUG_CONSOLES = (0xE9, 0x402)
-DEBUG_EXIT = 0xF4
-
-# Registers of the 16550, as offsets, and the bits of them that matter here (its data sheet).
-_IIR, _LCR, _LSR, _MSR = 2, 3, 5, 6
-_LCR_DLAB = 0x80
-_IIR_NONE_PENDING = 0x01
-_LSR_TRANSMITTER_EMPTY = 0x60
-_MSR_CONNECTED = 0xB0  # DCD, DSR, CTS
+_POLL = 0.002  # s; the output is collected in C, which tells nobody
+_SHOWN = 500  # characters of output in an error
 
 
-class SerialOutput:
-    """The sending half of a 16550. What is sent goes to the sink.
+class ConsoleTimeout(TimeoutError):
+    """What was expected did not come in time; the message shows the last of the output."""
 
-    With the divisor latch open (LCR bit 7), port 0 is the divisor and not data: the sink is then
-    taken off the bus.
-    """
 
-    def __init__(self, vm: VM, sink: ByteSink, base: int = SERIAL) -> None:
-        self._vm = vm
-        self._sink = sink
-        self._base = base
-        self._registers = bytearray(8)
-        self._divisor = [12, 0]  # 9600 baud
-        self._data = self._map_data()
-        self._rest = vm.map_io(base + 1, 7, self._read, self._write)
-
-    def _map_data(self) -> BusRange:
-        if self._registers[_LCR] & _LCR_DLAB:
-            return self._vm.map_io(self._base, 1, self._read_divisor, self._write_divisor)
-        return self._vm.map_io(self._base, 1, lambda _offset, _size: 0, self._sink)
-
-    def _read_divisor(self, offset: int, _size: int) -> int:
-        return self._divisor[offset]
-
-    def _write_divisor(self, offset: int, _size: int, value: int) -> None:
-        self._divisor[offset] = value & 0xFF
-
-    def _read(self, offset: int, size: int) -> int:
-        register = offset + 1
-        if size != 1:
-            return (1 << 8 * size) - 1
-        if register == 1 and self._registers[_LCR] & _LCR_DLAB:
-            return self._divisor[1]
-        fixed = {_IIR: _IIR_NONE_PENDING, _LSR: _LSR_TRANSMITTER_EMPTY, _MSR: _MSR_CONNECTED}
-        return fixed.get(register, self._registers[register])
-
-    def _write(self, offset: int, size: int, value: int) -> None:
-        register = offset + 1
-        if size != 1:
-            return
-        if register == 1 and self._registers[_LCR] & _LCR_DLAB:
-            self._divisor[1] = value
-            return
-        toggled = register == _LCR and (self._registers[_LCR] ^ value) & _LCR_DLAB
-        self._registers[register] = value
-        if toggled:
-            self._data.remove()
-            self._data = self._map_data()
+class ConsoleClosed(EOFError):
+    """The system ended, and what was expected had not come."""
 
 
 class Console:
-    """A VM's console output and debug exit.
+    """The output of a system's serial port and debug consoles, and the way to its serial port.
 
     fd: a file descriptor that the output is written to at once. limit: how many of its last
-    bytes are kept in ``sink``.
+    bytes are kept.
     """
 
-    def __init__(self, vm: VM, *, fd: int | None = None, limit: int = 16 << 20) -> None:
+    def __init__(self, *, fd: int | None = None, limit: int = 16 << 20) -> None:
         self.sink = ByteSink(limit=limit, fd=fd)
-        """The output."""
-        self.status: int | None = None
-        """What the guest wrote to the debug exit; None until it does."""
-        self._vm = vm
-        self.serial = SerialOutput(vm, self.sink)
-        for port in DEBUG_CONSOLES:
-            vm.map_io(port, 1, lambda _offset, _size: 0xE9, self.sink)
-        vm.map_io(DEBUG_EXIT, 4, write=self._exit)
+        """Where devices write; what is here goes on to ``data`` when somebody looks."""
+        self.ended: Callable[[], bool] = lambda: False
+        """Whether nothing more comes."""
+        self._limit = limit
+        self._input: Callable[[bytes], None] | None = None
+        self._lock = threading.Lock()  # guards what follows
+        self._kept = bytearray()
+        self._forgotten = 0  # bytes that came before those
+        self._seen = 0  # of all output, what an expect() has consumed
+
+    def _take(self) -> None:
+        """Take what has come; the lock is held."""
+        self._kept += self.sink.clear()
+        excess = len(self._kept) - self._limit
+        if excess > 0:
+            del self._kept[:excess]
+            self._forgotten += excess
+
+    @property
+    def data(self) -> bytes:
+        """The output that is kept."""
+        with self._lock:
+            self._take()
+            return bytes(self._kept)
 
     @property
     def text(self) -> str:
-        """The output as text."""
-        return self.sink.text
+        """The same as text: UTF-8, with replacement characters for what is not."""
+        return self.data.decode("utf-8", "replace")
 
-    def _exit(self, _offset: int, _size: int, value: int) -> None:
-        if self.status is None:
-            self.status = value
-        self._vm.stop()
+    def connect(self, receive: Callable[[bytes], None]) -> None:
+        """Have ``send()`` hand its bytes to a function, such as a serial port's ``input``."""
+        self._input = receive
+
+    def send(self, data: bytes | str) -> None:
+        """Send bytes, or text as UTF-8, to the guest's serial port. From any thread.
+
+        Raises RuntimeError where there is none, or the system was not built yet.
+        """
+        if self._input is None:
+            raise RuntimeError(
+                "nothing takes input: the system has no serial port, or was not started yet"
+            )
+        self._input(data.encode() if isinstance(data, str) else bytes(data))
+
+    def expect(self, pattern: str | re.Pattern[str], timeout: float | None = 30.0) -> re.Match[str]:
+        """Wait until a regular expression occurs in the output behind the last match.
+
+        Newlines are as the guest writes them; ``.`` matches them. Raises ConsoleTimeout after
+        so many seconds (None: never), and ConsoleClosed when the system has ended without it.
+        """
+        search = _Search(self, pattern, timeout)
+        while (match := search.look()) is None:
+            time.sleep(_POLL)
+        return match
+
+    async def expect_async(
+        self, pattern: str | re.Pattern[str], timeout: float | None = 30.0
+    ) -> re.Match[str]:
+        """The same for asyncio."""
+        search = _Search(self, pattern, timeout)
+        while (match := search.look()) is None:
+            await asyncio.sleep(_POLL)
+        return match
+
+    def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """What matches behind the last match, if anything does by now; it is then behind us."""
+        with self._lock:
+            self._take()
+            start = max(self._seen, self._forgotten)
+            # So that each character can be turned back into the bytes that it came from.
+            text = self._kept[start - self._forgotten :].decode("utf-8", "surrogateescape")
+            found = pattern.search(text)
+            if found is not None:
+                consumed = text[: found.end()].encode("utf-8", "surrogateescape")
+                self._seen = start + len(consumed)
+            return found
+
+
+class _Search:
+    """One expect()."""
+
+    def __init__(
+        self, console: Console, pattern: str | re.Pattern[str], timeout: float | None
+    ) -> None:
+        self._console = console
+        self._pattern = re.compile(pattern, re.DOTALL) if isinstance(pattern, str) else pattern
+        self._end = None if timeout is None else time.monotonic() + timeout
+        self._timeout = timeout
+        self._total = -1
+
+    def look(self) -> re.Match[str] | None:
+        """The match, None for not yet."""
+        console = self._console
+        ended = console.ended()  # before the output is looked at, so that none is missed
+        late = self._end is not None and time.monotonic() > self._end
+        if console.sink.total != self._total:
+            self._total = console.sink.total
+            match = console.match(self._pattern)
+            if match is not None:
+                return match
+        if not (ended or late):
+            return None
+        shown = console.text[-_SHOWN:]
+        what = f"{self._pattern.pattern!r}; the output ends with:\n{shown}"
+        if late:
+            raise ConsoleTimeout(f"within {self._timeout} s nothing matched {what}")
+        raise ConsoleClosed(f"the system ended, and nothing matched {what}")

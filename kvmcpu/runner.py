@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``kvmcpu run``: one guest, from its image to its exit status."""
+"""``kvmcpu run``: one system, from the command's options to its exit status."""
 
 from __future__ import annotations
 
@@ -7,34 +7,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
-from kvmcpu import trace
-from kvmcpu._kvm import (
-    VM,
-    GuestError,
-    Kvm,
-    SystemEventExit,
-    UnassignedAccessError,
-    Vcpu,
-)
-from kvmcpu.console import Console
-from kvmcpu.loaders import LoadError, open_firmware, open_image
-from kvmcpu.ram import add_ram
+from kvmcpu import config, trace
+from kvmcpu._kvm import GuestError, UnassignedAccessError
+from kvmcpu.devices import Serial16550
+from kvmcpu.system import Result, System
+from kvmcpu.terminal import Input
 
 TIMED_OUT = 124
 CRASHED = 126
 
-STDOUT = 1
-_STOP_AGAIN = 0.02  # a stop that comes before the run has begun does nothing
-_STUCK = 1.0  # after which a run that did not stop is taken to wait for stdout's reader
-
-# KVM_SYSTEM_EVENT_* (Linux, include/uapi/linux/kvm.h)
-_SYSTEM_EVENTS = {1: "shutdown", 2: "reset", 3: "crash"}
+STDIN, STDOUT = 0, 1
+_SLICE = 0.1  # s; a signal that another thread took is seen after that
+_STUCK = 1.0  # s after which a system that does not end is taken to wait for stdout's reader
 
 
 class RunError(Exception):
@@ -53,17 +43,17 @@ class Interrupted(BaseException):
 class Job:
     """What is to be run, and how: the command's options."""
 
-    image: str | None
-    firmware: str | None
-    arguments: tuple[str, ...]
-    memory: int
-    timeout: float | None
-    mode: Literal["real", "protected", "long"] | None
-    address: int | None
-    unassigned: Literal["error", "ones"]
-    stats: str | None
-    debug_flags: tuple[str, ...]
-    device: str
+    image: str | None = None
+    arguments: tuple[str, ...] = ()
+    modules: tuple[Any, ...] = ()
+    mode: Literal["real", "protected", "long"] | None = None
+    address: int | None = None
+    config: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """System's, as far as the command line says any."""
+    timeout: float | None = None
+    stats: str | None = None
+    debug_flags: tuple[str, ...] = ()
 
 
 def say(message: str) -> None:
@@ -90,87 +80,70 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class Deadline:
-    """Stops a VM's runs when a time is over, counted from now."""
+@contextmanager
+def _patience(status: int, keys: Input | None) -> Iterator[None]:
+    """For the end of a system, whose CPU may be in a write to stdout that nobody reads."""
 
-    def __init__(self, vm: VM, seconds: float) -> None:
-        self.passed = False
-        self._vm = vm
-        self._seconds = seconds
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="deadline", daemon=True)
+    def give_up() -> None:
+        say("nobody reads the guest's output")
+        if keys is not None:
+            keys.restore()
+        os._exit(status)
 
-    def _watch(self) -> None:
-        if self._done.wait(self._seconds):
-            return
-        self.passed = True
-        for _ in range(int(_STUCK / _STOP_AGAIN)):
-            self._vm.stop()
-            if self._done.wait(_STOP_AGAIN):
-                return
-        # The vCPU's thread is in a write to stdout, which nobody reads, and nothing gets it out.
-        say("timed out, and nobody reads the guest's output")
-        os._exit(TIMED_OUT)
-
-    def __enter__(self) -> Deadline:
-        # Signals are for the main thread, where they end the run.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._thread.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._done.set()
-        self._thread.join()
+    timer = threading.Timer(_STUCK, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
-def _report(error: GuestError) -> None:
+def _describe(job: Job) -> System:
+    options = {"output": STDOUT, **job.options}
+    if job.config is not None:
+        system = config.load(job.config, **options)
+    else:
+        if "unassigned" not in options:
+            pc = options.get("firmware") or options.get("disks") or job.modules
+            options["unassigned"] = "ones" if pc else "error"
+        system = System(**options)
+    if job.image is not None:
+        system.load(
+            job.image, job.arguments, modules=job.modules, mode=job.mode, address=job.address
+        )
+        # A kernel that a boot loader would start looks for what a PC may have.
+        if system.image_kind == "multiboot kernel" and "unassigned" not in job.options:
+            system.unassigned = "ones"
+    return system
+
+
+def _report(error: GuestError, system: System) -> None:
     """A guest's crash: the message has the registers and the last exits."""
     say(f"the guest crashed: {type(error).__name__}: {error}")
     if isinstance(error, UnassignedAccessError):
         print("(--unassigned ones lets the guest go on after such an access)", file=sys.stderr)
+    if not error.args or "rip=" not in str(error):
+        for cpu in system.cpus:
+            print(cpu.dump(), file=sys.stderr)
     sys.stderr.flush()
 
 
-def _outcome(cpu: Vcpu, console: Console, timed_out: Callable[[], bool]) -> int:
-    """Run the guest to its end: the exit status."""
-    while True:
-        try:
-            cpu.run()
-        except GuestError as error:
-            _report(error)
-            return CRASHED
-        if console.status is not None:
-            return _status(console.status)
-        if timed_out():
-            say("timed out")
-            return TIMED_OUT
-        if cpu.stop_reason == "idle":
-            return 0
-        if cpu.stop_reason == "exit":
-            return _unhandled(cpu)
-
-
-def _status(value: int) -> int:
-    if value > 0xFF:
-        say(f"the guest's status is {value:#x}, of which a process can return the lowest 8 bits")
-    return value & 0xFF
-
-
-def _unhandled(cpu: Vcpu) -> int:
-    """An exit that came back from the run, as nobody handles it."""
-    last = cpu.exit
-    if isinstance(last, SystemEventExit):
-        event = _SYSTEM_EVENTS.get(last.type, f"system event {last.type}")
-        if event in ("shutdown", "reset"):
-            return 0
-        say(f"the guest reports a {event}")
-    else:
-        say(f"the guest left with an exit that nobody handles: {last!r}")
-    print(cpu.dump(), file=sys.stderr, flush=True)
-    return CRASHED
+def _status(result: Result, system: System) -> int:
+    if result.error is not None:
+        _report(result.error, system)
+        return CRASHED
+    if result.reason == "crash":
+        say("the guest reports a crash")
+        for cpu in system.cpus:
+            print(cpu.dump(), file=sys.stderr)
+        return CRASHED
+    if result.reason == "reset":
+        say("the guest reset its machine")
+    code = result.exit_code or 0
+    if code > 0xFF:
+        say(f"the guest's status is {code:#x}, of which a process can return the lowest 8 bits")
+    return code & 0xFF
 
 
 def _open_stats(path: str | None) -> TextIO | None:
@@ -182,10 +155,10 @@ def _open_stats(path: str | None) -> TextIO | None:
         raise RunError(f"cannot write the statistics to {path}: {error.strerror}") from error
 
 
-def _write_stats(job: Job, file: TextIO | None, cpu: Vcpu) -> None:
+def _write_stats(job: Job, file: TextIO | None, system: System) -> None:
     if job.stats is None:
         return
-    text = cpu.stats.dump().rstrip("\n") + "\n"
+    text = system.vm.stats.dump().rstrip("\n") + "\n"
     try:
         if file is None:
             sys.stdout.write(text)
@@ -200,54 +173,70 @@ def _write_stats(job: Job, file: TextIO | None, cpu: Vcpu) -> None:
 
 
 def run(job: Job) -> int:
-    """Run a guest; returns the exit status. Raises LoadError, RunError, OSError, ValueError."""
-    if job.firmware is not None:
-        image = open_firmware(job.firmware)
-    else:
-        assert job.image is not None
-        image = open_image(job.image, mode=job.mode, address=job.address)
+    """Run a system; returns the exit status. Raises LoadError, RunError, ConfigError, OSError."""
+    system = _describe(job)
     stats = _open_stats(job.stats)
-    with ExitStack() as stack:
-        kvm = stack.enter_context(Kvm(job.device))
-        vm = stack.enter_context(kvm.create_vm())
-        vm.unassigned = job.unassigned
-        try:
-            add_ram(vm, job.memory)
-        except ValueError as error:
-            raise RunError(f"--memory {job.memory}: {error}") from error
-        start = image.load(vm)
-        sys.stdout.flush()
-        console = Console(vm, fd=STDOUT)
-        cpu = vm.create_vcpu()
-        try:
-            start.begin(vm, cpu, job.arguments)
-        except ValueError as error:
-            raise LoadError(str(error)) from error
-        if job.debug_flags:
-            stack.enter_context(trace.tracing(*job.debug_flags))
-        return _run_to_end(job, vm, cpu, console, stats)
-
-
-def _run_to_end(job: Job, vm: VM, cpu: Vcpu, console: Console, stats: TextIO | None) -> int:
+    sys.stdout.flush()
+    keys: Input | None = None
     status = 0
     try:
         with ExitStack() as stack:
+            if job.debug_flags:
+                stack.enter_context(trace.tracing(*job.debug_flags))
+            system.build()
             stack.enter_context(_signals())
-            deadline: Deadline | None = None
-            if job.timeout is not None:
-                deadline = stack.enter_context(Deadline(vm, job.timeout))
-            status = _outcome(cpu, console, lambda: deadline is not None and deadline.passed)
+            escaped = threading.Event()
+            keys = _attach(system, escaped)
+            if keys is not None:
+                stack.enter_context(keys)
+            status = _run_to_end(job, system, escaped)
+            if keys is not None:
+                keys.restore()
+            with _patience(status, keys):
+                system.pause()
+            _tell_of_losses(system)
+            _write_stats(job, stats, system)
+    finally:
+        with _patience(status, keys):
+            system.close()
+    return status
+
+
+def _attach(system: System, escaped: threading.Event) -> Input | None:
+    """Standard input, for the serial port if there is one."""
+    serial = next((d for d in system.devices if isinstance(d, Serial16550)), None)
+    if serial is None:
+        return None
+    return Input(STDIN, system.console.send, lambda: serial.waiting, escaped.set)
+
+
+def _run_to_end(job: Job, system: System, escaped: threading.Event) -> int:
+    left = job.timeout
+    try:
+        system.start()
+        while left is None or left > 0:
+            part = _SLICE if left is None else min(left, _SLICE)
+            with suppress(TimeoutError):
+                return _status(system.wait(part), system)
+            left = None if left is None else left - part
+            if escaped.is_set():
+                say("ended by Ctrl-]")
+                return 0
+        say("timed out")
+        return TIMED_OUT
     except KeyboardInterrupt:
         say("interrupted")
-        status = 128 + signal.SIGINT
+        return 128 + signal.SIGINT
     except Interrupted as interrupted:
         if interrupted.number == signal.SIGPIPE:
             raise BrokenPipeError from None
         say(f"ended by {signal.Signals(interrupted.number).name}")
-        status = 128 + interrupted.number
+        return 128 + interrupted.number
+
+
+def _tell_of_losses(system: System) -> None:
     # Of what the sink counts as dropped, the bytes that it no longer keeps were written before.
-    lost = console.sink.dropped - (console.sink.total - len(console.sink))
-    if lost:
+    sink = system.console.sink
+    lost = sink.dropped - (sink.total - len(sink))
+    if lost > 0:
         say(f"of the guest's output, {lost} bytes could not be written")
-    _write_stats(job, stats, cpu)
-    return status

@@ -2,5 +2,9 @@
 """Boards: a memory map and devices, one file each."""
 
 from kvmcpu.boards.base import Board, Irq
+from kvmcpu.boards.pc import Pc
 
-__all__ = ["Board", "Irq"]
+BOARDS: dict[str, type[Board]] = {Pc.name: Pc}
+"""The boards by name."""
+
+__all__ = ["BOARDS", "Board", "Irq", "Pc"]

@@ -29,7 +29,7 @@ class Irq:
         """Raise or lower the line, from any thread; nothing, where it is so already."""
         if level != self.level:
             self.level = level
-            self._vm.irq_line(self.gsi, level)
+            self._vm.irq_line(self.gsi, int(level))
 
     def pulse(self) -> None:
         """Lower, if need be, and raise it: an edge."""

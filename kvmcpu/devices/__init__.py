@@ -1,6 +1,33 @@
 # SPDX-License-Identifier: MIT
 """Devices: one file each. ``base`` has the vocabulary in which they are written."""
 
+from kvmcpu.devices.ata import AtaController
 from kvmcpu.devices.base import Device, DeviceError, Mmio, Ports, Register, State
+from kvmcpu.devices.cmos import Cmos
+from kvmcpu.devices.debug_console import DebugConsole
+from kvmcpu.devices.debug_exit import DebugExit
+from kvmcpu.devices.dma_page import DmaPage
+from kvmcpu.devices.fw_cfg import FwCfg
+from kvmcpu.devices.i8042 import I8042
+from kvmcpu.devices.power import PowerOff
+from kvmcpu.devices.serial16550 import Serial16550
+from kvmcpu.devices.vga_text import VgaText
 
-__all__ = ["Device", "DeviceError", "Mmio", "Ports", "Register", "State"]
+__all__ = [
+    "AtaController",
+    "Cmos",
+    "DebugConsole",
+    "DebugExit",
+    "Device",
+    "DeviceError",
+    "DmaPage",
+    "FwCfg",
+    "I8042",
+    "Mmio",
+    "Ports",
+    "PowerOff",
+    "Register",
+    "Serial16550",
+    "State",
+    "VgaText",
+]

@@ -48,17 +48,29 @@ class DeviceError(Exception):
 
 
 class Range:
-    """Where registers are. base: a number, or the name of the option that is the number.
+    """Where registers are: ``size`` ports or bytes from ``base + start`` on.
 
+    base: a number, or the name of the option that is the number.
     string: repeated string instructions come in one call, to registers that have block effects.
+    output: what is written here goes to the board's console, in C, whatever the registers say.
     """
 
     space: ClassVar[Literal["io", "mmio"]]
 
-    def __init__(self, base: int | str, size: int, *, string: bool = False) -> None:
+    def __init__(
+        self,
+        base: int | str,
+        size: int,
+        *,
+        start: int = 0,
+        string: bool = False,
+        output: bool = False,
+    ) -> None:
         self.base = base
         self.size = size
+        self.start = start
         self.string = string
+        self.output = output
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -66,7 +78,8 @@ class Range:
 
     def address(self, device: Device) -> int:
         """The first port or address, in this device."""
-        return self.base if isinstance(self.base, int) else int(getattr(device, self.base))
+        base = self.base if isinstance(self.base, int) else int(getattr(device, self.base))
+        return base + self.start
 
 
 class Ports(Range):
@@ -91,8 +104,9 @@ class Register:
     access reads or writes it several times.
 
     Effects: ``@reg.read`` gives the value that the guest reads; ``@reg.write`` is called with the
-    value that the guest wrote, after it was stored; ``@reg.read_block`` returns that many bytes,
-    and ``@reg.write_block`` gets bytes, of a repeated string instruction.
+    value that the guest wrote, after it was stored, and ``@reg.push``, before that, with the value
+    that was there; ``@reg.read_block`` returns that many bytes, and ``@reg.write_block`` gets
+    bytes, of a repeated string instruction.
     """
 
     def __init__(
@@ -141,6 +155,10 @@ class Register:
 
     def write(self, effect: Callable[[D, int], None]) -> Callable[[D, int], None]:
         self.effects["write"] = effect
+        return effect
+
+    def push(self, effect: Callable[[D, int], None]) -> Callable[[D, int], None]:
+        self.effects["push"] = effect
         return effect
 
     def read_block(self, effect: Callable[[D, int], bytes]) -> Callable[[D, int], bytes]:
@@ -236,7 +254,12 @@ class _Window:
         if register.access == "w":
             return call or _drop
 
+        pushed = register.effects.get("push")
+        push = partial(pushed, self._device) if pushed is not None else None
+
         def store(value: int) -> None:
+            if push is not None:
+                push(values[name])
             values[name] = value if whole else value & mask | values[name] & ~mask
             if call is not None:
                 call(value)
@@ -298,12 +321,12 @@ class _Window:
             self.write(offset, size, int.from_bytes(data[at : at + size], "little"))
 
     def map(self) -> BusRange:
-        vm = self._device.board.vm
+        board = self._device.board
         base, size = self.range.address(self._device), self.range.size
-        add = vm.map_io if self.range.space == "io" else vm.map_mmio
+        add = board.vm.map_io if self.range.space == "io" else board.vm.map_mmio
         if self.range.string:
-            return vm.map_io(base, size, self.read_string, self.write_string, string=True)
-        return add(base, size, self.read, self.write)
+            return board.vm.map_io(base, size, self.read_string, self.write_string, string=True)
+        return add(base, size, self.read, board.output if self.range.output else self.write)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

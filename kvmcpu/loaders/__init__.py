@@ -11,14 +11,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from kvmcpu.loaders import elf
+from kvmcpu.loaders import elf, multiboot, multiboot2
 from kvmcpu.loaders.base import Loader, LoadError, Start
 from kvmcpu.loaders.elf import ElfImage
 from kvmcpu.loaders.firmware import Firmware
 from kvmcpu.loaders.flat import LOAD_ADDRESS, FlatImage
+from kvmcpu.loaders.multiboot import Module, MultibootImage
+from kvmcpu.loaders.multiboot2 import Multiboot2Image
 
 __all__ = [
     "Loader",
@@ -27,6 +30,9 @@ __all__ = [
     "ElfImage",
     "Firmware",
     "FlatImage",
+    "Module",
+    "Multiboot2Image",
+    "MultibootImage",
     "open_firmware",
     "open_image",
 ]
@@ -65,16 +71,27 @@ def open_image(
     *,
     mode: Literal["real", "protected", "long"] | None = None,
     address: int | None = None,
+    modules: Sequence[Any] = (),
 ) -> Loader:
-    """A loader for a file, by what is in it: an ELF executable, or else a flat binary.
+    """A loader for a file, by what is in it: a multiboot kernel, an ELF executable, a flat binary.
 
-    mode and address say where and how a flat binary is entered, by default in real mode at
-    0x1000; a file that looks like something else, such as text, is taken for a flat binary only
-    if one of them is given. Raises LoadError.
+    modules are for a multiboot kernel: paths, or pairs of a path and a command line. mode and
+    address say where and how a flat binary is entered, by default in real mode at 0x1000; with
+    one of them any file is taken for a flat binary, otherwise not one that looks like something
+    else, such as text. Raises LoadError.
     """
     data = _read(path)
     name = os.fspath(path)
     try:
+        if mode is None and address is None:
+            for version, kernel in (
+                (multiboot2, Multiboot2Image),
+                (multiboot, MultibootImage),
+            ):
+                if version.find_header(data) is not None:
+                    return kernel(data, os.path.basename(name), modules)
+        if modules:
+            raise LoadError("it is no multiboot kernel, and modules are for those")
         if data.startswith(elf.MAGIC):
             if mode is not None or address is not None:
                 raise LoadError("an ELF file says itself in which mode and where it is loaded")

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Multiboot kernels, by version 2.0 of the Multiboot2 Specification.
+
+As with version 1 (``multiboot.py``), but EAX = 0x36D76289, and header and information are tags.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kvmcpu.loaders.base import LoadError
+from kvmcpu.loaders.elf import MAGIC as ELF_MAGIC
+from kvmcpu.loaders.elf import ElfImage
+from kvmcpu.loaders.multiboot import (
+    LOADER_NAME,
+    Kernel,
+    Part,
+    by_addresses,
+    lower_and_upper,
+    memory_map,
+)
+
+if TYPE_CHECKING:
+    from kvmcpu._kvm import VM
+
+_MAGIC = 0xE85250D6
+_BOOTED = 0x36D76289
+_SEARCHED = 32768
+_I386 = 0
+# Header tags (3.1.3 and on); of those that are not here, only optional ones are ignored.
+_END, _REQUEST, _ADDRESS, _ENTRY, _CONSOLE, _ALIGN = 0, 1, 2, 3, 4, 6
+_OPTIONAL = 1
+# Information tags (3.6)
+_CMDLINE, _LOADER, _MODULE, _MEMORY, _MAP = 1, 2, 3, 4, 6
+_GIVEN = (_CMDLINE, _LOADER, _MODULE, _MEMORY, _MAP)
+_CONSOLE_REQUIRED = 1
+
+
+class Multiboot2Image(Kernel):
+    """A kernel with a multiboot header of version 2. Raises LoadError for a broken one."""
+
+    booted = _BOOTED
+
+    def __init__(self, data: bytes, name: str = "kernel", modules: Sequence[Any] = ()) -> None:
+        header = find_header(data)
+        if header is None:
+            raise LoadError("there is no multiboot2 header")
+        part: Part | None = None
+        entry: int | None = None
+        for kind, flags, content in _tags(data, header):
+            try:
+                if kind == _REQUEST:
+                    _check_request(content, optional=bool(flags & _OPTIONAL))
+                elif kind == _ADDRESS:
+                    part = by_addresses(data, header, *struct.unpack("<4I", content[:16]))
+                elif kind == _ENTRY:
+                    entry = struct.unpack("<I", content[:4])[0]
+                elif kind not in (_CONSOLE, _ALIGN) and not flags & _OPTIONAL:
+                    raise LoadError(f"the multiboot2 header asks for tag {kind}, which is not here")
+            except struct.error:
+                raise LoadError(f"the multiboot2 header's tag {kind} is cut short") from None
+        if part is not None:
+            if entry is None:
+                raise LoadError("the multiboot2 header has addresses and no entry address")
+            parts = [part]
+        elif data.startswith(ELF_MAGIC):
+            image = ElfImage(data)
+            parts = [Part(s.physical, s.data, s.size) for s in image.segments]
+            entry = image.entry if entry is None else entry
+        else:
+            raise LoadError("the multiboot2 kernel is no ELF file, and says no addresses")
+        super().__init__(name, parts, entry, modules)
+
+    def information(
+        self, vm: VM, _address: int, command_line: str, modules: Sequence[tuple[int, int, str]], /
+    ) -> bytes:
+        entries = b"".join(struct.pack("<QQII", *entry, 0) for entry in memory_map(vm))
+        tags = [
+            _tag(_CMDLINE, command_line.encode() + b"\0"),
+            _tag(_LOADER, LOADER_NAME),
+            *(
+                _tag(_MODULE, struct.pack("<2I", start, end) + text.encode() + b"\0")
+                for start, end, text in modules
+            ),
+            _tag(_MEMORY, struct.pack("<2I", *lower_and_upper(vm))),
+            _tag(_MAP, struct.pack("<2I", 24, 0) + entries),
+            _tag(_END, b""),
+        ]
+        content = b"".join(tags)
+        return struct.pack("<2I", 8 + len(content), 0) + content
+
+
+def _tag(kind: int, content: bytes) -> bytes:
+    size = 8 + len(content)
+    return struct.pack("<2I", kind, size) + content + bytes(-size % 8)
+
+
+def _check_request(content: bytes, *, optional: bool) -> None:
+    wanted = struct.unpack(f"<{len(content) // 4}I", content[: len(content) // 4 * 4])
+    missing = [str(kind) for kind in wanted if kind not in _GIVEN]
+    if missing and not optional:
+        raise LoadError(
+            f"the multiboot2 kernel needs information of type {', '.join(missing)}, which is not"
+            " here"
+        )
+
+
+def _tags(data: bytes, header: int) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and content of the header's tags."""
+    end = header + struct.unpack_from("<I", data, header + 8)[0]
+    at = header + 16
+    while at + 8 <= min(end, len(data)):
+        kind, flags, size = struct.unpack_from("<HHI", data, at)
+        if size < 8 or at + size > min(end, len(data)):
+            raise LoadError(f"the multiboot2 header's tag {kind} has a size of {size}")
+        if kind == _END:
+            return
+        yield kind, flags, data[at + 8 : at + size]
+        at += size + -size % 8
+    raise LoadError("the multiboot2 header has no end tag")
+
+
+def find_header(data: bytes) -> int | None:
+    """Where a header of version 2 for i386 is, if there is one (3.1.1)."""
+    for at in range(0, min(len(data), _SEARCHED) - 15, 8):
+        magic, architecture, length, checksum = struct.unpack_from("<4I", data, at)
+        if magic == _MAGIC and not magic + architecture + length + checksum & 0xFFFFFFFF:
+            if architecture != _I386:
+                raise LoadError(
+                    f"the multiboot2 kernel is for architecture {architecture}, not i386"
+                )
+            return at
+    return None
