@@ -298,7 +298,7 @@ class VM:
         self,
         port: int,
         size: int,
-        read: _Read | _StringRead | None = None,
+        read: _Read | _StringRead | ReadableBuffer | None = None,
         write: _Write | _StringWrite | ByteSink | None = None,
         *,
         string: bool = False,
@@ -310,7 +310,8 @@ class VM:
         read is called as ``read(offset, size)`` and returns the value (or a tuple of
         value and latency in ticks), write as ``write(offset, size, value)`` and
         returns None or its latency in ticks. write may be a ByteSink, which collects
-        the bytes in C. With ``string=True`` a repeated string instruction is one
+        the bytes in C; read may be a buffer as long as the range, such as a bytearray,
+        from which the guest reads in C, whatever it holds then. With ``string=True`` a repeated string instruction is one
         call: ``read(offset, size, count)`` returns ``size * count`` bytes and
         ``write(offset, size, data)`` gets them; of as many items, that is, as the
         kernel hands over at once: KVM on x86 gathers ``ins``, not ``outs``. A direction
@@ -325,7 +326,7 @@ class VM:
         self,
         address: int,
         size: int,
-        read: _Read | _StringRead | None = None,
+        read: _Read | _StringRead | ReadableBuffer | None = None,
         write: _Write | _StringWrite | ByteSink | None = None,
         *,
         coalesced: bool = False,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from kvmcpu._kvm import ByteSink
 
 _POLL = 0.002  # s; the output is collected in C, which tells nobody
+_SHARE = 10  # a search through much output waits so many times as long as it takes
 _SHOWN = 500  # characters of output in an error
 
 
@@ -85,7 +86,7 @@ class Console:
         """
         search = _Search(self, pattern, timeout)
         while (match := search.look()) is None:
-            time.sleep(_POLL)
+            time.sleep(search.pause)
         return match
 
     async def expect_async(
@@ -94,7 +95,7 @@ class Console:
         """The same for asyncio."""
         search = _Search(self, pattern, timeout)
         while (match := search.look()) is None:
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(search.pause)
         return match
 
     def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
@@ -122,6 +123,8 @@ class _Search:
         self._end = None if timeout is None else time.monotonic() + timeout
         self._timeout = timeout
         self._total = -1
+        self.pause = _POLL
+        """Seconds until it is worth to look again."""
 
     def look(self) -> re.Match[str] | None:
         """The match, None for not yet."""
@@ -130,9 +133,11 @@ class _Search:
         late = self._end is not None and time.monotonic() > self._end
         if console.sink.total != self._total:
             self._total = console.sink.total
+            begin = time.perf_counter()
             match = console.match(self._pattern)
             if match is not None:
                 return match
+            self.pause = max(_POLL, _SHARE * (time.perf_counter() - begin))
         if not (ended or late):
             return None
         shown = console.text[-_SHOWN:]

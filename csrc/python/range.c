@@ -7,8 +7,8 @@
 #define CAPSULE "kvmcpu.device"
 
 /*
- * What is behind a range: two callables, of which the write one may be a sink; or a device in C that a capsule
- * holds. The core's range owns it, until its release. The reference stands in the VM's list, through which the
+ * What is behind a range: two callables, in place of which there may be bytes to read and a sink to write to; or a
+ * device in C that a capsule holds. The core's range owns it, until its release. The reference stands in the VM's list, through which the
  * collector sees it; in a container of Python's the collector could take it away from under the core.
  */
 struct pc_device {
@@ -17,6 +17,7 @@ struct pc_device {
 	struct pc_device *previous, *next; /* in the VM's list; guarded by the interpreter lock */
 	PyObject *read, *write; /* callables; NULL: none */
 	struct kc_sink *sink; /* in place of write; NULL */
+	Py_buffer cells; /* in place of read: what is read; .obj NULL: none */
 	PyObject *capsule;
 	struct kc_device device; /* the capsule's */
 	enum kc_space space;
@@ -61,6 +62,7 @@ static void device_dealloc(PyObject *self)
 	device_clear(self);
 	Py_CLEAR(device->capsule);
 	kc_sink_put(device->sink);
+	PyBuffer_Release(&device->cells);
 	type->tp_free(self);
 	Py_DECREF(type);
 }
@@ -242,6 +244,20 @@ kc_exit_path static int call_handler(const struct pc_device *self, PyObject *han
 	return failed;
 }
 
+/* Bytes of ours, which the interpreter is not asked for; behind their end all ones. */
+static void read_cells(const struct pc_device *self, struct kc_access *access)
+{
+	const uint8_t *from = (const uint8_t *)self->cells.buf + access->offset;
+	size_t size = access->size;
+
+	if (access->offset + size > (size_t)self->cells.len) {
+		memset(access->data, 0xff, size * access->count);
+		return;
+	}
+	for (uint32_t i = 0; i < access->count; i++)
+		memcpy(access->data + i * size, from, size);
+}
+
 /* The core's way in. The handlers are set once and for all: to see that there is none takes no lock. */
 kc_exit_path static int device_access(void *opaque, struct kc_access *access, struct kc_error *err)
 {
@@ -252,6 +268,10 @@ kc_exit_path static int device_access(void *opaque, struct kc_access *access, st
 
 	if (access->is_write && self->sink) {
 		kc_sink_append(self->sink, access->data, (size_t)access->size * access->count);
+		return 0;
+	}
+	if (!access->is_write && self->cells.obj) {
+		read_cells(self, access);
 		return 0;
 	}
 	if (!handler) {
@@ -317,9 +337,15 @@ static int check_handler(PyObject *handler, const char *name)
 {
 	if (handler == Py_None || PyCallable_Check(handler))
 		return 0;
-	PyErr_Format(PyExc_TypeError, "%s must be a callable or None, not %.100s", name,
-		     Py_TYPE(handler)->tp_name);
+	PyErr_Format(PyExc_TypeError, "%s must be a callable%s or None, not %.100s", name,
+		     *name == 'r' ? ", bytes" : "", Py_TYPE(handler)->tp_name);
 	return -1;
+}
+
+/* read= is bytes, not a callable. */
+static bool reads_cells(const struct request *request)
+{
+	return PyObject_CheckBuffer(request->read) && !PyCallable_Check(request->read);
 }
 
 static int check_request(struct pc_state *state, const struct request *request)
@@ -338,7 +364,7 @@ static int check_request(struct pc_state *state, const struct request *request)
 		}
 		return 0;
 	}
-	if (check_handler(request->read, "read"))
+	if (!reads_cells(request) && check_handler(request->read, "read"))
 		return -1;
 	if (Py_IS_TYPE(request->write, state->ByteSink)) {
 		if (((struct pc_sink *)request->write)->sink)
@@ -365,8 +391,19 @@ static int fill(struct pc_state *state, struct pc_device *self, const struct req
 		self->string = device->string;
 		return 0;
 	}
-	if (request->read != Py_None)
+	if (reads_cells(request)) {
+		if (PyObject_GetBuffer(request->read, &self->cells, PyBUF_SIMPLE))
+			return -1;
+		if ((uint64_t)self->cells.len != request->size) {
+			PyErr_Format(
+				PyExc_ValueError,
+				"read has %zd bytes, and the range has %llu: they must be as many",
+				self->cells.len, (unsigned long long)request->size);
+			return -1;
+		}
+	} else if (request->read != Py_None) {
 		self->read = Py_NewRef(request->read);
+	}
 	if (Py_IS_TYPE(request->write, state->ByteSink))
 		self->sink = kc_sink_get(((struct pc_sink *)request->write)->sink);
 	else if (request->write != Py_None)
@@ -425,12 +462,13 @@ static PyObject *map(struct pc_vm *vm, const struct request *request)
 	}
 	/* Before the core has it: its release may come at once, from another thread. */
 	join(vm, self);
-	device.access = self->capsule		    ? capsule_access
-			: self->sink && !self->read ? sink_access
-						    : device_access;
+	device.access = self->capsule					? capsule_access
+			: self->sink && !self->read && !self->cells.obj ? sink_access
+									: device_access;
 	device.opaque = self;
 	/* A sink takes whole strings whatever else is there; a handler for reads need not. */
-	device.string = self->string || (self->sink && !self->read);
+	device.string = self->string ||
+			((self->sink || self->cells.obj) && !self->read && !self->write);
 	device.brief_writes = self->sink && self->sink->fd < 0;
 	range = bus_map(vm, request, &device, &err);
 	if (!range)

@@ -2,7 +2,7 @@
 """Devices: one file each. ``base`` has the vocabulary in which they are written."""
 
 from kvmcpu.devices.ata import AtaController
-from kvmcpu.devices.base import Device, DeviceError, Mmio, Ports, Register, State
+from kvmcpu.devices.base import Cell, Device, DeviceError, Mmio, Ports, Register, State
 from kvmcpu.devices.cmos import Cmos
 from kvmcpu.devices.debug_console import DebugConsole
 from kvmcpu.devices.debug_exit import DebugExit
@@ -15,6 +15,7 @@ from kvmcpu.devices.vga_text import VgaText
 
 __all__ = [
     "AtaController",
+    "Cell",
     "Cmos",
     "DebugConsole",
     "DebugExit",

@@ -52,7 +52,9 @@ class Range:
 
     base: a number, or the name of the option that is the number.
     string: repeated string instructions come in one call, to registers that have block effects.
-    output: what is written here goes to the board's console, in C, whatever the registers say.
+    output: what is written here goes to the board's console in C, without the registers. cells:
+    what is read here comes from the registers in C, without their effects; all of them are Cells.
+    Both hold until ``Device.serve(range, in_c=False)``.
     """
 
     space: ClassVar[Literal["io", "mmio"]]
@@ -65,12 +67,14 @@ class Range:
         start: int = 0,
         string: bool = False,
         output: bool = False,
+        cells: bool = False,
     ) -> None:
         self.base = base
         self.size = size
         self.start = start
         self.string = string
         self.output = output
+        self.cells = cells
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -181,6 +185,24 @@ class Register:
         return f"{text} ({' '.join(parts)})" if parts else text
 
 
+class Cell(Register):
+    """A register in a range with cells: its value is in memory that the guest reads in C."""
+
+    @overload
+    def __get__(self, device: None, owner: type) -> Register: ...
+    @overload
+    def __get__(self, device: Device, owner: type) -> int: ...
+    def __get__(self, device: Device | None, owner: type) -> Register | int:
+        if device is None:
+            return self
+        cells = device.cells(self.range)
+        return int.from_bytes(cells[self.offset : self.offset + self.width], "little")
+
+    def __set__(self, device: Device, value: int) -> None:
+        end = self.offset + self.width
+        device.cells(self.range)[self.offset : end] = value.to_bytes(self.width, "little")
+
+
 class State(Generic[T]):
     """What a device remembers besides its registers: plain data, which a reset makes anew."""
 
@@ -244,6 +266,9 @@ class _Window:
         effect = register.effects.get("read")
         if effect is not None:
             return partial(effect, self._device)
+        if isinstance(register, Cell):
+            device, cell = self._device, register
+            return lambda: cell.__get__(device, type(device))
         return partial(self._device.__dict__.__getitem__, register.name)
 
     def _writer(self, register: Register) -> Writer:
@@ -253,6 +278,8 @@ class _Window:
         whole = mask == _ones(register.width)
         if register.access == "w":
             return call or _drop
+        if isinstance(register, Cell):
+            raise TypeError(f"{register.name}: a cell cannot be written by the guest")
 
         pushed = register.effects.get("push")
         push = partial(pushed, self._device) if pushed is not None else None
@@ -320,13 +347,14 @@ class _Window:
         for at in range(0, len(data), size):
             self.write(offset, size, int.from_bytes(data[at : at + size], "little"))
 
-    def map(self) -> BusRange:
-        board = self._device.board
-        base, size = self.range.address(self._device), self.range.size
-        add = board.vm.map_io if self.range.space == "io" else board.vm.map_mmio
-        if self.range.string:
+    def map(self, *, in_c: bool = True) -> BusRange:
+        board, where = self._device.board, self.range
+        base, size = where.address(self._device), where.size
+        add = board.vm.map_io if where.space == "io" else board.vm.map_mmio
+        if where.string:
             return board.vm.map_io(base, size, self.read_string, self.write_string, string=True)
-        return add(base, size, self.read, board.output if self.range.output else self.write)
+        read = self._device.cells(where) if in_c and where.cells else self.read
+        return add(base, size, read, board.output if in_c and where.output else self.write)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -359,10 +387,10 @@ class Device:
         self.__dict__["board"] = board
         self.reset()
         self._windows = {where.name: _Window(self, where) for where in self.ranges()}
-        self._mapped: list[BusRange] = []
-        for window in self._windows.values():
+        self._mapped: dict[str, BusRange] = {}
+        for name, window in self._windows.items():
             try:
-                self._mapped.append(window.map())
+                self._mapped[name] = window.map()
             except ValueError as error:
                 self.detach()
                 raise DeviceError(f"{self!r} cannot be attached: {error}") from error
@@ -373,20 +401,33 @@ class Device:
 
     def detach(self) -> None:
         """Take it off the bus."""
-        for mapped in self._mapped:
+        for mapped in self._mapped.values():
             mapped.remove()
         self._mapped.clear()
 
     def reset(self) -> None:
         """To the state after power-on. Subclasses extend it."""
         for register in self.registers():
-            self.__dict__[register.name] = register.reset
+            setattr(self, register.name, register.reset)
         for kept in self._declared(State):
             self.__dict__[kept.name] = kept.make()
 
     def select(self, where: Range, page: str | None) -> None:
         """Have a page's registers in a range, in place of those that are there without a page."""
         self._windows[where.name].select(page)
+
+    def serve(self, where: Range, *, in_c: bool) -> None:
+        """Whether a range's accesses are served in C, where it says so, or by its registers."""
+        name = where.name
+        self._mapped.pop(name).remove()
+        self._mapped[name] = self._windows[name].map(in_c=in_c)
+
+    def cells(self, where: Range) -> bytearray:
+        """The memory of a range with cells."""
+        found: bytearray | None = self.__dict__.get(f"{where.name} cells")
+        if found is None:
+            found = self.__dict__[f"{where.name} cells"] = bytearray(where.size)
+        return found
 
     def state(self) -> dict[str, Any]:
         """Its registers and what else it remembers, as a copy: plain data."""
@@ -400,7 +441,7 @@ class Device:
         if unknown:
             raise ValueError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
         for name, value in state.items():
-            self.__dict__[name] = copy.deepcopy(value)
+            setattr(self, name, copy.deepcopy(value))
 
     def options(self) -> dict[str, Any]:
         """Its options that are not the default, by name."""

@@ -2,8 +2,9 @@
 """The 16550 serial port, as the PC16550D data sheet (National Semiconductor, 1995) describes it.
 
 What the guest sends goes to the board's console at once: the transmitter is never full, and a byte
-takes no time. What the host sends waits here, however much it is, and goes to the receiver's FIFO
-as the guest reads: nothing is lost.
+takes no time. Where nobody wants to hear of it, this happens in C, as does reading the line status.
+What the host sends waits here, however much it is, and goes to the receiver's FIFO as the guest
+reads: nothing is lost.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from kvmcpu.devices.base import Device, Ports, Register, State
+from kvmcpu.devices.base import Cell, Device, Ports, Register, State
 
 # Interrupt enable (data sheet, 8.7), and the causes in the order of their priority (8.6)
 _IER_RECEIVED, _IER_THR_EMPTY, _IER_LINE, _IER_MODEM = 1, 2, 4, 8
@@ -38,22 +39,26 @@ class Serial16550(Device):
     port: int = 0x3F8
     irq: int = 4
 
-    ports = Ports("port", 8)
-    data = Register(ports, 0, access="w")
-    received = Register(ports, 0, access="r")
-    ier = Register(ports, 1, mask=0x0F, fields={"RX": 0, "THRE": 1, "LINE": 2, "MODEM": 3})
-    iir = Register(ports, 2, access="r", reset=_IIR_NONE, fields={"NONE": 0, "CAUSE": (1, 3)})
-    fcr = Register(ports, 2, access="w")
-    lcr = Register(ports, 3, fields={"LENGTH": (0, 2), "DLAB": 7})
-    mcr = Register(ports, 4, mask=0x1F,
+    data_port = Ports("port", 1, output=True)
+    ports = Ports("port", 4, start=1)
+    status_port = Ports("port", 1, start=5, cells=True)
+    modem_ports = Ports("port", 2, start=6)
+
+    data = Register(data_port, 0, access="w")
+    received = Register(data_port, 0, access="r")
+    ier = Register(ports, 0, mask=0x0F, fields={"RX": 0, "THRE": 1, "LINE": 2, "MODEM": 3})
+    iir = Register(ports, 1, access="r", reset=_IIR_NONE, fields={"NONE": 0, "CAUSE": (1, 3)})
+    fcr = Register(ports, 1, access="w")
+    lcr = Register(ports, 2, fields={"LENGTH": (0, 2), "DLAB": 7})
+    mcr = Register(ports, 3, mask=0x1F,
                    fields={"DTR": 0, "RTS": 1, "OUT1": 2, "OUT2": 3, "LOOP": 4})  # fmt: skip
-    lsr = Register(ports, 5, access="r", reset=_LSR_THR_EMPTY | _LSR_IDLE,
+    lsr = Cell(status_port, 0, access="r", reset=_LSR_THR_EMPTY | _LSR_IDLE,
                    fields={"DR": 0, "OE": 1, "THRE": 5, "TEMT": 6})  # fmt: skip
-    msr = Register(ports, 6, access="r", reset=_CONNECTED,
+    msr = Register(modem_ports, 0, access="r", reset=_CONNECTED,
                    fields={"CTS": 4, "DSR": 5, "RI": 6, "DCD": 7})  # fmt: skip
-    scratch = Register(ports, 7)
-    divisor_low = Register(ports, 0, page="divisor", reset=12)  # 9600 baud
-    divisor_high = Register(ports, 1, page="divisor")
+    scratch = Register(modem_ports, 1)
+    divisor_low = Register(data_port, 0, page="divisor", reset=12)  # 9600 baud
+    divisor_high = Register(ports, 0, page="divisor")
 
     control = State(int)  # the FIFO control register, which the guest cannot read
     fifo = State(bytearray)
@@ -61,6 +66,7 @@ class Serial16550(Device):
     backlog = State(bytearray)  # from the host, behind the FIFO
 
     def connect(self) -> None:
+        self._sends_in_c = self._status_in_c = True
         self._line = self.board.irq(self.irq)
         self._put = self.board.output.write
         self._bytes = [bytes([i]) for i in range(256)]
@@ -123,11 +129,8 @@ class Serial16550(Device):
             self._receive(value)
         else:
             self._put(self._bytes[value])
-        if self.ier:
-            self.thr_interrupt = True
-            self._update()
-        else:
-            self.thr_interrupt = True
+        self.thr_interrupt = True
+        self._update()
 
     def _receive(self, value: int) -> None:
         room = _FIFO_SIZE if self.control & _FCR_ENABLE else 1
@@ -135,6 +138,7 @@ class Serial16550(Device):
             self.fifo.append(value)
         else:
             self.lsr |= _LSR_OVERRUN
+            self._choose()  # reading it has an effect now
             if room == 1:
                 self.fifo[0] = value
         self.lsr |= _LSR_READY
@@ -155,6 +159,7 @@ class Serial16550(Device):
         # Enabling the transmitter's interrupt while it is empty raises it (8.6, table III).
         if value & _IER_THR_EMPTY:
             self.thr_interrupt = True
+        self._choose()
         self._update()
 
     @iir.read
@@ -175,8 +180,25 @@ class Serial16550(Device):
         self._fill()
 
     @lcr.write
-    def control_line(self, value: int) -> None:
-        self.select(Serial16550.ports, "divisor" if value & _LCR_DLAB else None)
+    def control_line(self, _value: int) -> None:
+        self._turn_page()
+
+    def _turn_page(self) -> None:
+        page = "divisor" if self.lcr & _LCR_DLAB else None
+        self.select(Serial16550.data_port, page)
+        self.select(Serial16550.ports, page)
+        self._choose()
+
+    def _choose(self) -> None:
+        """What C can do by itself now."""
+        sends = not (self.lcr & _LCR_DLAB or self.mcr & _MCR_LOOP or self.ier & _IER_THR_EMPTY)
+        if sends != self._sends_in_c:
+            self._sends_in_c = sends
+            self.serve(Serial16550.data_port, in_c=sends)
+        status = not self.lsr & _LSR_ERRORS
+        if status != self._status_in_c:
+            self._status_in_c = status
+            self.serve(Serial16550.status_port, in_c=status)
 
     @mcr.write
     def control_modem(self, value: int) -> None:
@@ -193,6 +215,7 @@ class Serial16550(Device):
         if changed & _MSR_RI and not lines & _MSR_RI:
             deltas |= 0x04  # only the end of a ring counts
         self.msr = lines | self.msr & _MSR_DELTAS | deltas
+        self._choose()
         self._fill()
 
     @lsr.read
@@ -200,6 +223,7 @@ class Serial16550(Device):
         value = self.lsr
         if value & _LSR_ERRORS:
             self.lsr = value & ~_LSR_ERRORS
+            self._choose()
             self._update()
         return value
 
@@ -213,5 +237,5 @@ class Serial16550(Device):
 
     def load_state(self, state: dict[str, object]) -> None:  # type: ignore[override]
         super().load_state(state)
-        self.select(Serial16550.ports, "divisor" if self.lcr & _LCR_DLAB else None)
+        self._turn_page()
         self._update()
