@@ -66,7 +66,9 @@ def make(path: str | os.PathLike[str], files: Mapping[str, bytes], size: int = 2
     """Write a disk image of so many bytes, with files in the root of its partition."""
     core = core_image()
     if len(core) > (FIRST - 1) * SECTOR:
-        raise RuntimeError(f"GRUB's core has {len(core)} bytes and does not fit before the partition")
+        raise RuntimeError(
+            f"GRUB's core has {len(core)} bytes and does not fit before the partition"
+        )
     image = bytearray(size)
     image[:SECTOR] = (GRUB / "boot.img").read_bytes()
     struct.pack_into("<Q", image, _KERNEL_SECTOR, 1)

@@ -553,7 +553,7 @@ with kvmcpu.Kvm() as kvm, kvm.create_vm() as vm:
 
 
 def test_ctrl_c_at_the_start_of_a_run() -> None:
-    """V18: one that comes before the entry, while our code has it blocked, and another thread takes."""
+    """V18: one before the entry, while our code has it blocked: another thread takes it."""
     done = subprocess.run(
         [sys.executable, "-c", AT_THE_START], capture_output=True, text=True, timeout=120
     )

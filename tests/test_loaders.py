@@ -12,7 +12,6 @@ import pytest
 
 import kvmcpu
 from kvmcpu import loaders
-from kvmcpu.console import Console
 from kvmcpu.loaders import base, x86_start
 from kvmcpu.ram import add_ram
 
@@ -421,7 +420,8 @@ def test_user_guest_with_handlers(user_guest) -> None:
 def test_seabios_says_its_version(vm: kvmcpu.VM) -> None:
     add_ram(vm, 64 << 20)
     vm.unassigned = "ones"
-    console = Console(vm)
+    console = kvmcpu.ByteSink()
+    vm.map_io(0x402, 1, lambda _offset, _size: 0xE9, console)
     cpu = load(vm, loaders.open_firmware(SEABIOS))
     for _ in range(2000):
         cpu.run("10ms")

@@ -175,6 +175,8 @@ class Serial16550(Device):
         changed = (value ^ self.control) & _FCR_ENABLE
         self.control = value & 0xC9 if value & _FCR_ENABLE else 0
         if changed or value & _FCR_CLEAR_RECEIVER:
+            # What the host sent is not lost by a driver that starts afterwards.
+            self.backlog[:0] = self.fifo
             self.fifo.clear()
             self.lsr &= ~_LSR_READY
         self._fill()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Text-mode VGA: a screen of 80 x 25 characters in the guest's memory at 0xB8000.
 
-The memory is the board's own: writing to it costs the guest no exit. Here are the registers (IBM
+The memory is the board's, or given to it: writing to it costs the guest no exit. Here are the registers (IBM
 PS/2 Hardware Interface Technical Reference, Video Subsystem), of which the screen's start and the
 cursor count for what is shown. There is no BIOS for it.
 """
@@ -91,10 +91,14 @@ class VgaText(Device):
     input_status = Register(crtc_ports, 6, access="r", fields={"DISPLAY": 0, "RETRACE": 3})
 
     def connect(self) -> None:
+        vm = self.board.vm
         try:
-            self.board.vm.read(MEMORY, MEMORY_SIZE)
-        except UnmappedError as error:
-            raise DeviceError(f"the board has no memory for the screen: {error}") from error
+            vm.read(MEMORY, MEMORY_SIZE)
+        except UnmappedError:
+            try:
+                vm.add_memory(MEMORY, MEMORY_SIZE)
+            except ValueError as error:
+                raise DeviceError(f"there is no room for the screen's memory: {error}") from error
 
     @attribute_index.write
     def write_attribute(self, value: int) -> None:
