@@ -8,9 +8,9 @@
         cpu = vm.create_vcpu()
 """
 
-from importlib import metadata as _metadata
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-from kvmcpu import trace
 from kvmcpu._kvm import (
     VM,
     BusRange,
@@ -76,13 +76,49 @@ from kvmcpu._kvm import (
     set_debug_flags,
     set_trace_sink,
 )
-from kvmcpu.enums import Cap, ExitReason, capabilities
-from kvmcpu.system import ConfigError, Result, System
 
-try:
-    __version__ = _metadata.version("kvmcpu")
-except _metadata.PackageNotFoundError:  # a checkout that nobody installed
-    __version__ = "0+unknown"
+if _TYPE_CHECKING:
+    from kvmcpu import trace
+    from kvmcpu.enums import Cap, ExitReason, capabilities
+    from kvmcpu.system import ConfigError, Result, System
+
+# What is imported when it is asked for: who pokes at a CPU needs neither its time nor its memory.
+_LATER = {
+    "Cap": "enums",
+    "ExitReason": "enums",
+    "capabilities": "enums",
+    "System": "system",
+    "Result": "system",
+    "ConfigError": "system",
+    "trace": "",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            return metadata.version("kvmcpu")
+        except metadata.PackageNotFoundError:  # a checkout that nobody installed
+            return "0+unknown"
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = _LATER[name]
+    value = (
+        getattr(import_module(f"kvmcpu.{module}"), name)
+        if module
+        else import_module(f"kvmcpu.{name}")
+    )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "__version__",

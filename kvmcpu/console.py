@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import threading
 import time
@@ -93,6 +92,8 @@ class Console:
         self, pattern: str | re.Pattern[str], timeout: float | None = 30.0
     ) -> re.Match[str]:
         """The same for asyncio."""
+        import asyncio
+
         search = _Search(self, pattern, timeout)
         while (match := search.look()) is None:
             await asyncio.sleep(search.pause)

@@ -14,7 +14,6 @@ Each CPU runs on a thread of its own, so that all of this can also be done in th
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import threading
@@ -22,7 +21,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kvmcpu._kvm import (
     VM,
@@ -40,6 +39,9 @@ from kvmcpu.console import Console, ConsoleClosed, ConsoleTimeout
 from kvmcpu.devices import AtaController, Device, Serial16550
 from kvmcpu.loaders import LoadError, Module, Start, open_firmware, open_image
 from kvmcpu.loaders.base import Loader
+
+if TYPE_CHECKING:
+    import asyncio
 
 Reason = Literal[
     "exit",
@@ -382,6 +384,8 @@ class System:
         return self._wait_async().__await__()
 
     async def _wait_async(self) -> Result:
+        import asyncio  # several megabytes, for those who have it anyway
+
         loop = asyncio.get_running_loop()
         done = loop.create_future()
         with self._changed:

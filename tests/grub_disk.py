@@ -47,7 +47,7 @@ def core_image() -> bytes:
 
 
 def modules() -> dict[str, bytes]:
-    """GRUB's modules that the tests want, with those that they need (moddep.lst)."""
+    """The modules that the tests want, and those that they need (moddep.lst), by path."""
     needs = {}
     for line in (GRUB / "moddep.lst").read_text().splitlines():
         name, _, wanted = line.partition(":")
@@ -59,7 +59,9 @@ def modules() -> dict[str, bytes]:
         if name not in found and name not in BUILT_IN:
             found[name] = (GRUB / f"{name}.mod").read_bytes()
             todo += needs.get(name, [])
-    return {f"grub/i386-pc/{name}.mod": data for name, data in found.items()}
+    files = {f"{name}.mod": data for name, data in found.items()}
+    files["command.lst"] = (GRUB / "command.lst").read_bytes()  # which module has which command
+    return {f"grub/i386-pc/{name}": data for name, data in files.items()}
 
 
 def make(path: str | os.PathLike[str], files: Mapping[str, bytes], size: int = 2 << 20) -> None:

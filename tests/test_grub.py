@@ -38,12 +38,14 @@ def test_grub(kernel, tmp_path) -> None:  # noqa: F811
         return system.console.expect(f"(.*){PROMPT}", 60).group(1)
 
     with start() as system:
-        assert "Partition hd0,msdos1" in ask(system, "ls (hd0,msdos1)")
-        assert "(hd0,msdos1)" in ask(system, "ls")
+        assert "(hd0) (hd0,msdos1)" in ask(system, "ls")
+        assert "Device hd0: No known filesystem detected" in ask(system, "ls (hd0)")
+        assert "Filesystem type fat" in ask(system, "ls (hd0,msdos1)")
         assert "forty two" in ask(system, "echo forty two")
         assert "Hello from the disk" in ask(system, "cat (hd0,msdos1)/hello.txt")
         system.console.send("halt\r")
-        assert system.wait(60).reason == "power-off"
+        # By APM, which this firmware does not offer, and then by HLT with interrupts off.
+        assert system.wait(60).reason in ("power-off", "idle")
     with start() as system:
         ask(system, "multiboot (hd0,msdos1)/kernel.elf from grub")
         system.console.send("boot\r")

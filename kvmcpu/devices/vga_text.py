@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Text-mode VGA: a screen of 80 x 25 characters in the guest's memory at 0xB8000.
 
-The memory is the board's, or given to it: writing to it costs the guest no exit. Here are the registers (IBM
-PS/2 Hardware Interface Technical Reference, Video Subsystem), of which the screen's start and the
-cursor count for what is shown. There is no BIOS for it.
+The memory is the board's, or given to it: writing to it costs the guest no exit. Here are the
+registers (IBM PS/2 Hardware Interface Technical Reference, Video Subsystem), of which the screen's
+start and the cursor count for what is shown. There is no BIOS for it.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -222,6 +221,8 @@ class VgaText(Device):
 
 def _draw_shape(draw: ImageDraw, box: tuple[int, int], character: str, colour: str) -> bool:
     """Box-drawing characters and blocks, which fonts draw with gaps. False: it is another one."""
+    import unicodedata
+
     (x, y), (width, height) = box, _CELL
     right, bottom, x_middle, y_middle = x + width - 1, y + height - 1, x + 3, y + 7
     blocks = {

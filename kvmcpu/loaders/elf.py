@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
-from elftools.common.exceptions import ELFError
-from elftools.construct import ConstructError
-from elftools.elf.elffile import ELFFile
-
 from kvmcpu.loaders.base import LoadError, Start, check_ram, overlapping, span
 
 if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
+
     from kvmcpu._kvm import VM
 
 MAGIC = b"\x7fELF"
@@ -55,6 +53,11 @@ class ElfImage:
     kind = "ELF executable"
 
     def __init__(self, data: bytes) -> None:
+        # Not for those who run no ELF file: it takes megabytes.
+        from elftools.common.exceptions import ELFError
+        from elftools.construct import ConstructError
+        from elftools.elf.elffile import ELFFile
+
         try:
             self._read(ELFFile(BytesIO(data)))
         # pyelftools answers to some broken files with whatever its parts raise.

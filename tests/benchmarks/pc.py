@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""A whole PC beside QEMU's isapc, on the same KVM: firmware, GRUB, the example kernel.
+
+    python tests/benchmarks/pc.py [--rounds N] [--check]
+
+Both run as processes of their own, by turns, ours first in one round and last in the next, with the
+same firmware and image; the ratio is the median of the rounds' ratios. Debian packages:
+qemu-system-x86, seabios, grub-common, grub-pc-bin, mtools; examples/kernel must be built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import grub_disk  # noqa: E402
+
+FIRMWARE = "/usr/share/seabios/bios.bin"
+KERNEL = HERE.parent.parent / "examples" / "kernel" / "kernel.elf"
+MEMORY = 32  # MiB
+DISK_KIB = 8192
+SPEW_KIB = 1024
+
+OURS = f"""
+import sys
+from kvmcpu import devices as d
+from kvmcpu.system import System
+from kvmcpu.terminal import Input
+devices = [d.Serial16550(), d.Cmos(), d.FwCfg(), d.I8042(), d.DmaPage(), d.PowerOff(),
+           d.AtaController()]
+system = System(memory="{MEMORY}MiB", devices=devices, disks=[sys.argv[1] + ",overlay"], output=1,
+                firmware=sys.argv[2] or None)
+if sys.argv[3]:
+    system.load(sys.argv[3])
+system.build()
+serial = devices[0]
+with Input(0, system.console.send, lambda: serial.waiting, lambda: None):
+    system.start().wait()
+"""
+
+
+class Machine:
+    """A process whose standard files are a PC's serial port."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.begin = time.perf_counter()
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self._output = b""
+
+    def expect(self, text: bytes, timeout: float = 240) -> None:
+        assert self._process.stdout is not None
+        fd, end = self._process.stdout.fileno(), time.monotonic() + timeout
+        searched = 0
+        while (found := self._output.find(text, searched)) < 0:
+            searched = max(0, len(self._output) - len(text))
+            if not select.select([fd], [], [], max(0, end - time.monotonic()))[0]:
+                raise TimeoutError(f"{text!r} did not come; the end is {self._output[-300:]!r}")
+            data = os.read(fd, 1 << 16)
+            if not data:
+                raise EOFError(f"it ended: {self._output[-300:]!r}")
+            self._output += data
+        self._output = self._output[found + len(text) :]
+
+    def send(self, text: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(text)
+        self._process.stdin.flush()
+
+    def peak(self) -> float:
+        """Its largest resident memory so far, in KiB."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return float(status.split("VmHWM:")[1].split()[0])
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def ours(disk: str, *, kernel: bool) -> Machine:
+    return Machine(
+        [
+            sys.executable,
+            "-c",
+            OURS,
+            disk,
+            "" if kernel else FIRMWARE,
+            str(KERNEL) if kernel else "",
+        ]
+    )
+
+
+def qemu(disk: str, *, kernel: bool) -> Machine:
+    command = (
+        f"qemu-system-x86_64 -M isapc -accel kvm -cpu qemu64,-arch-capabilities -m {MEMORY}"
+        " -display none -vga none -serial stdio -monitor none -net none -bios"
+    ).split()
+    drive = f"file={disk},format=raw,if=ide,snapshot=on"
+    extra = ["-kernel", str(KERNEL)] if kernel else []
+    return Machine([*command, FIRMWARE, "-drive", drive, *extra])
+
+
+Maker = Callable[..., Machine]
+
+
+def boot(make: Maker, disk: str) -> tuple[float, float]:
+    """Seconds to GRUB's prompt, and KiB of peak memory then."""
+    machine = make(disk, kernel=False)
+    try:
+        machine.expect(b"grub> ")
+        return time.perf_counter() - machine.begin, machine.peak()
+    finally:
+        machine.close()
+
+
+def work(make: Maker, disk: str) -> tuple[float, float]:
+    """Seconds for 1 MiB of console output, and for 8 MiB read from the disk."""
+    machine = make(disk, kernel=True)
+    try:
+        machine.expect(b"> ")
+        times = []
+        for command in (f"spew {SPEW_KIB}", f"disk {DISK_KIB}"):
+            begin = time.perf_counter()
+            machine.send(command.encode() + b"\n")
+            machine.expect(b"\n> ")
+            times.append(time.perf_counter() - begin)
+        return times[0], times[1]
+    finally:
+        machine.close()
+
+
+LINES = (
+    ("time to GRUB's prompt, s", boot, 0, 1.0),
+    ("peak resident memory there, MiB", boot, 1, 0.5),
+    ("1 MiB of console output, s", work, 0, 1.0),
+    ("8 MiB read from the ATA disk, s", work, 1, 1.0),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--check", action="store_true", help="status 1 if a limit is missed")
+    options = parser.parse_args()
+    missed = 0
+    with tempfile.TemporaryDirectory() as name:
+        disk = os.path.join(name, "disk.img")
+        grub_disk.make(disk, {}, size=12 << 20)
+        results: dict[Callable[..., tuple[float, float]], dict[Maker, list[tuple[float, float]]]]
+        results = {boot: {ours: [], qemu: []}, work: {ours: [], qemu: []}}
+        for round_ in range(options.rounds):
+            for what, by in results.items():
+                for make in (ours, qemu) if round_ % 2 else (qemu, ours):
+                    by[make].append(what(make, disk))
+    print(f"| {'work':<35} | {'kvmcpu':>8} | {'QEMU':>8} | {'ratio':>6} | {'limit':>5} |      |")
+    print(f"| {'-' * 35} | {'-' * 7}: | {'-' * 7}: | {'-' * 5}: | {'-' * 4}: | ---- |")
+    for text, what, which, limit in LINES:
+        mine = [r[which] for r in results[what][ours]]
+        theirs = [r[which] for r in results[what][qemu]]
+        ratio = median(a / b for a, b in zip(mine, theirs, strict=True))
+        scale = 1024 if "MiB," not in text and "memory" in text else 1
+        missed += ratio > limit
+        print(
+            f"| {text:<35} | {median(mine) / scale:>8.2f} | {median(theirs) / scale:>8.2f} |"
+            f" {ratio:>6.3f} | {limit:>5} | {'over' if ratio > limit else '':<4} |"
+        )
+    return 1 if missed and options.check else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
