@@ -17,9 +17,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the examples, built with their Makefile."""
     directory = tmp_path_factory.mktemp("examples")
-    for file in EXAMPLES.iterdir():
-        if file.is_file() and file.suffix not in (".o", ".elf"):
-            shutil.copy(file, directory)
+    ignore = shutil.ignore_patterns("*.o", "*.elf")
+    shutil.copytree(EXAMPLES, directory, dirs_exist_ok=True, ignore=ignore)
     subprocess.run(["make", "-s", "-C", directory], check=True)
     return directory
 
@@ -54,3 +53,21 @@ def test_poke() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "port 0x3f8 got [0, 1, 2, 3, 4], address 0xf000 got [0, 1, 2, 3, 4]" in done.stdout
     assert "UnassignedAccessError" in done.stdout
+
+
+@pytest.mark.kvm
+def test_pc(built: Path) -> None:
+    """The configuration script: a kernel's shell answers."""
+    done = subprocess.run(
+        [sys.executable, built / "pc.py"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "command line: kernel.elf first second" in done.stdout
+    assert "exit 0" in done.stdout
+
+
+@pytest.mark.kvm
+def test_two_cpus(built: Path) -> None:
+    done = kvmcpu("run", "--cpus", "2", "--timeout", "30", built / "two_cpus.elf")
+    assert done.stdout.endswith("a ping was answered\n")
+    assert (done.returncode, done.stderr) == (0, "")

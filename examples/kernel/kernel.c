@@ -300,8 +300,8 @@ void main(uint32_t magic, const struct multiboot_info *from_loader)
 	char line[128];
 	size_t length = 0;
 
+	interrupts_begin(); /* first: starting the controllers forgets interrupts that are on their way */
 	serial_begin();
-	interrupts_begin();
 	if (magic != 0x2badb002) {
 		print("not started by a multiboot loader\n");
 		return;
