@@ -22,7 +22,9 @@ def blocks(path: Path) -> str:
 
 
 @pytest.mark.kvm
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/devices.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide.md", "docs/devices.md", "docs/system.md"]
+)
 def test_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some write files
     exec(compile(blocks(TOP / page), page, "exec"), {"__name__": page})
