@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -84,19 +85,22 @@ def _signals() -> Iterator[None]:
 def _patience(status: int, keys: Input | None) -> Iterator[None]:
     """For the end of a system, whose CPU may be in a write to stdout that nobody reads."""
 
-    def give_up() -> None:
-        say("nobody reads the guest's output")
-        if keys is not None:
-            keys.restore()
-        os._exit(status)
+    done = threading.Event()
 
-    timer = threading.Timer(_STUCK, give_up)
-    timer.daemon = True
-    timer.start()
+    def watch() -> None:
+        while not done.wait(_STUCK):
+            if select.select([], [STDOUT], [], 0)[1]:
+                continue  # it takes bytes: the machine is busy, that is all
+            say("nobody reads the guest's output")
+            if keys is not None:
+                keys.restore()
+            os._exit(status)
+
+    threading.Thread(target=watch, name="patience", daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
 
 
 def _describe(job: Job) -> System:

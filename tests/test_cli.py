@@ -411,3 +411,41 @@ def test_info_to_a_reader_that_is_gone() -> None:
     )
     assert done.returncode in (0, 1, 128 + signal.SIGPIPE)
     assert done.stderr == ""
+
+
+# ---------------------------------------------------------------------------- the PC
+
+
+@pytest.mark.kvm
+def test_disks_and_configurations(tmp_path: Path) -> None:
+    image = flat(tmp_path, EXIT_7)
+    says_one_line(run("run", "--disk", tmp_path / "none", image), "No such file")
+    says_one_line(run("run", "--disk", tmp_path, image), "directory")
+    odd = tmp_path / "odd"
+    odd.write_bytes(b"x")
+    says_one_line(run("run", "--disk", odd, image), "512")
+    says_one_line(run("run", "--disk", odd), "firmware")
+    three = ["--disk", odd] * 3
+    says_one_line(run("run", *three, image), "up to two disks")
+    says_one_line(run("run", "--module", odd, image), "no multiboot kernel")
+    config = tmp_path / "pc.toml"
+    config.write_text(f'memory = "1MiB"\nimage = "{image}"\n')
+    assert run("run", "--config", config).returncode == 7
+    config.write_text("memory = \n")
+    says_one_line(run("run", "--config", config), "pc.toml: it is not TOML")
+    config.write_text("speed = 1\n")
+    says_one_line(run("run", "--config", config), "unknown key speed")
+    config.write_text(f'image = "{image}"\n' + '[[device]]\ntype = "DebugExit"\n' * 2)
+    says_one_line(run("run", "--config", config), "overlap")
+    says_one_line(run("run", "--config", tmp_path / "none.toml"), "No such file")
+    says_one_line(run("run", "--cpus", "0", image), "1 to 255 CPUs")
+    data = tmp_path / "disk"
+    data.write_bytes(bytes(1 << 16))
+    assert run("run", "--disk", f"{data},ro", "--cpus", "2", image).returncode == 7
+
+
+@pytest.mark.kvm
+def test_a_reset_is_told(tmp_path: Path) -> None:
+    done = run("run", flat(tmp_path, "mov al, 0xfe; out 0x64, al; 1: jmp 1b"))
+    assert done.returncode == 0
+    assert done.stderr == "kvmcpu: the guest reset its machine\n"
