@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -63,7 +64,8 @@ _MP_HALTED = 3  # KVM_MP_STATE_HALTED; 1 and 2 wait to be started by another CPU
 _MP_WAITING = (1, 2)
 _RFLAGS_IF = 1 << 9
 
-_STOP_AGAIN = 0.005  # s; a stop that comes before a run has begun does nothing
+# s; a stop that comes before a run has begun does nothing, and is tried again
+_STOP_FIRST, _STOP_AGAIN = 0.0002, 0.005
 _QUIET = 0.1  # s without work, after which a system is asked whether it is idle for ever
 _QUIET_MOST = 3.2
 _WORK = 0.002  # s of a host CPU in that time that are no work
@@ -162,8 +164,12 @@ class System:
         self._board: Board | None = None
         self._cpus: list[Vcpu] = []
         self._threads: list[threading.Thread] = []
-        # Guards what follows; notified of all that changes.
-        self._changed = threading.Condition()
+        self._watcher: threading.Thread | None = None
+        # The lock guards what follows. Only threads of our own wait by the condition: a Ctrl-C that
+        # comes while the main thread is in one of its methods would leave the lock taken for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._over_fd = -1  # readable while there is something to tell those who wait
         self._pausers: set[Literal["user", "watch"]] = set()  # who want it at rest
         self._at_rest = 0  # CPU threads that are
         self._idle: set[int] = set()  # CPUs that nothing here can wake
@@ -229,6 +235,7 @@ class System:
 
     def _build(self) -> None:
         self._kvm = Kvm(self.device)
+        self._over_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         vm = self._kvm.create_vm()
         vm.unassigned = self.unassigned
         try:
@@ -296,7 +303,7 @@ class System:
     def start(self) -> System:
         """Start the CPUs, each on its thread, and return; nothing if they run. Returns itself."""
         self.build()
-        with self._changed:
+        with self._lock:
             self._check_open()
             if self._threads:
                 self._resume_locked()
@@ -305,9 +312,8 @@ class System:
                 threading.Thread(target=self._run_cpu, args=(cpu,), name=cpu.name, daemon=True)
                 for cpu in self._cpus
             ]
-            threads = [*self._threads]
-            threads.append(threading.Thread(target=self._watch, name="idle watch", daemon=True))
-            for thread in threads:
+            self._watcher = threading.Thread(target=self._watch, name="idle watch", daemon=True)
+            for thread in (*self._threads, self._watcher):
                 thread.start()
         return self
 
@@ -324,33 +330,37 @@ class System:
 
     def pause(self) -> None:
         """Bring the CPUs to rest between two instructions, and return when they are."""
-        with self._changed:
+        with self._lock:
             if self._threads:
                 self._pausers.add("user")
+                self._tell()
         self._rest()
 
     def resume(self) -> None:
         """Let the CPUs run on. Raises StateError if the system has ended."""
-        with self._changed:
+        with self._lock:
             self._check_open()
             self._resume_locked()
 
     def _resume_locked(self) -> None:
         self._pausers.discard("user")
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._over_fd)
         self._ticks_over = False
         self._idle.clear()
         self._changed.notify_all()
 
     def _rest(self) -> None:
         """Wait until the CPU threads are at rest, or gone."""
-        while True:
-            with self._changed:
-                busy = sum(t.is_alive() for t in self._threads) - self._at_rest
-                if busy <= 0 or threading.current_thread() in self._threads:
+        pause = _STOP_FIRST
+        while threading.current_thread() not in self._threads:
+            with self._lock:
+                if sum(t.is_alive() for t in self._threads) <= self._at_rest:
                     return
-                if self._board is not None:
-                    self._board.vm.stop()
-                self._changed.wait(_STOP_AGAIN)
+            if self._board is not None:
+                self._board.vm.stop()
+            time.sleep(pause)
+            pause = min(2 * pause, _STOP_AGAIN)
 
     def stop(self) -> Result:
         """End the system, whatever it does. Returns why it ended."""
@@ -361,12 +371,11 @@ class System:
         """Wait until the system has ended or was paused. Raises TimeoutError after so many seconds,
         and what a device's handler raised."""
         end = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while not self._over():
-                left = None if end is None else end - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError(f"the system still runs after {timeout} s")
-                self._changed.wait(left)
+        while not self._over():
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError(f"the system still runs after {timeout} s")
+            select.select([self._over_fd], [], [], left)
         self._rest()
         return self._outcome()
 
@@ -388,7 +397,7 @@ class System:
 
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        with self._changed:
+        with self._lock:
             if self._over():
                 done.set_result(None)
             else:
@@ -440,7 +449,7 @@ class System:
         return Result(reason, ticks=self.now, match=match)
 
     def _at_ticks(self) -> None:
-        with self._changed:
+        with self._lock:
             self._ticks_over = True
             self._pausers.add("user")
             self._tell()
@@ -461,12 +470,12 @@ class System:
             self._error = error
             self._end(Result("stopped", ticks=self.now))
         finally:
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     def _may_run(self) -> bool:
         """Wait while the system is to be at rest; false when it has ended."""
-        with self._changed:
+        with self._lock:
             if self._pausers:
                 self._at_rest += 1
                 self._changed.notify_all()
@@ -477,7 +486,7 @@ class System:
 
     def _look_at(self, cpu: Vcpu) -> None:
         if cpu.stop_reason == "idle":
-            with self._changed:
+            with self._lock:
                 self._idle.add(cpu.id)
                 if len(self._idle) == len(self._cpus):
                     self._end(Result("idle", ticks=self.now))
@@ -497,7 +506,7 @@ class System:
         self._end(Result(reason, 0 if reason == "power-off" else code, ticks=self.now))
 
     def _end(self, result: Result) -> None:
-        with self._changed:
+        with self._lock:
             if self._result is None:
                 self._result = result
             self._tell()
@@ -507,6 +516,8 @@ class System:
     def _tell(self) -> None:
         """Those who wait; the lock is held."""
         self._changed.notify_all()
+        if self._over_fd >= 0:
+            os.eventfd_write(self._over_fd, 1)
         for loop, done in self._waiters:
             loop.call_soon_threadsafe(_finish, done)
         self._waiters.clear()
@@ -518,7 +529,7 @@ class System:
         pause = _QUIET
         before = self._work()
         while self._result is None:
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._result is not None, pause)
                 if self._result is not None or self._pausers:
                     continue
@@ -541,7 +552,7 @@ class System:
 
     def _is_dead(self) -> bool:
         """Whether every CPU is halted with interrupts off, or was never started."""
-        with self._changed:
+        with self._lock:
             if self._pausers or self._result is not None:
                 return False
             self._pausers.add("watch")
@@ -549,7 +560,7 @@ class System:
         try:
             dead = self._result is None and all(self._halted_for_ever(cpu) for cpu in self._cpus)
         finally:
-            with self._changed:
+            with self._lock:
                 self._pausers.discard("watch")
                 self._changed.notify_all()
         return dead
@@ -569,8 +580,8 @@ class System:
         if self._board is not None:
             self._end(Result("stopped", ticks=self.now))
             self._rest()
-            for thread in self._threads:
-                if thread is not threading.current_thread():
+            for thread in (*self._threads, self._watcher):
+                if thread is not None and thread is not threading.current_thread():
                     thread.join()
         self._closed = True
         self._take_down()
@@ -584,6 +595,10 @@ class System:
         if self._kvm is not None:
             self._kvm.close()
             self._kvm = None
+        with self._lock:
+            fd, self._over_fd = self._over_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __enter__(self) -> System:
         return self
