@@ -407,10 +407,8 @@ def test_screen_without_memory(kvm):
 DEVICES = (Serial16550, Cmos, FwCfg, I8042, DmaPage, PowerOff, VgaText, DebugExit)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_anything_a_guest_does(data):
-    """No access raises, whatever was written before; values fit; states can be put back."""
+def drive(data) -> None:
+    """Some accesses to any register of any device."""
     with kvmcpu.Kvm() as kvm:
         made = [kind() for kind in DEVICES]
         with bench(kvm, *made, AtaController(disks=[bytes(64 << 10)])) as board:
@@ -428,3 +426,18 @@ def test_anything_a_guest_does(data):
             for device in board.devices:
                 device.load_state(device.state())
                 device.describe()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_anything_a_guest_does(data):
+    """No access raises, whatever was written before; values fit; states can be put back."""
+    drive(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=8000, deadline=None)
+@given(st.data())
+def test_anything_a_guest_does_for_long(data):
+    """The same for some ten minutes."""
+    drive(data)
