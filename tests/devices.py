@@ -55,7 +55,7 @@ class Ports:
     def __init__(self, board: Board) -> None:
         self._windows = [w for d in board.devices for w in d._windows.values()]
 
-    def _find(self, port: int):
+    def find(self, port: int):
         for window in self._windows:
             first = window.range.address(window._device)
             if first <= port < first + window.range.size:
@@ -63,23 +63,23 @@ class Ports:
         raise LookupError(hex(port))
 
     def read(self, port: int, size: int = 1) -> int:
-        window, offset = self._find(port)
+        window, offset = self.find(port)
         value = window.read(offset, size)
         assert 0 <= value < 1 << 8 * size, (hex(port), value)
         return value
 
     def write(self, port: int, value: int, size: int = 1) -> None:
-        window, offset = self._find(port)
+        window, offset = self.find(port)
         window.write(offset, size, value)
 
     def read_string(self, port: int, size: int, count: int) -> bytes:
-        window, offset = self._find(port)
+        window, offset = self.find(port)
         data = window.read_string(offset, size, count)
         assert len(data) == size * count
         return data
 
     def write_string(self, port: int, size: int, data: bytes) -> None:
-        window, offset = self._find(port)
+        window, offset = self.find(port)
         window.write_string(offset, size, data)
 
     def all(self) -> list[int]:

@@ -32,13 +32,13 @@ WRITES = f"mov dx, 0x3f8; 2: mov cx, {EXITS}; 1: out dx, al; loop 1b; out 0x10, 
 
 def cost(board: Bench, port: int) -> tuple[float, str]:
     """The slower of reading a port and writing back what was read, in us."""
-    p = Ports(board)
+    window, offset = Ports(board).find(port)
     size = 2 if port in (0x1F0, 0x510) else 1
-    value = p.read(port, size)
+    value = window.read(offset, size)
     found = []
     for name, access in (
-        ("read", lambda: p.read(port, size)),
-        ("write", lambda: p.write(port, value, size)),
+        ("read", lambda: window.read(offset, size)),
+        ("write", lambda: window.write(offset, size, value)),
     ):
         times = []
         for _ in range(ACCESSES):
