@@ -428,7 +428,7 @@ def drive(data) -> None:
                 device.describe()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_anything_a_guest_does(data):
     """No access raises, whatever was written before; values fit; states can be put back."""
