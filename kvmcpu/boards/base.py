@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from kvmcpu.devices.base import Device
@@ -94,9 +94,3 @@ class Board(ABC):
     def end(self, reason: End, code: int | None = None) -> None:
         """The guest ends its machine: its status, power-off, or a reset."""
         self._on_end(reason, code)
-
-
-def detach_all(devices: Iterable[Device]) -> None:
-    """Take devices off their bus."""
-    for device in devices:
-        device.detach()
