@@ -48,6 +48,9 @@ class Session:
     def _own_terminal(self) -> None:
         import fcntl
 
+        # Also where they are ignored: nohup, a shell's background.
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
