@@ -233,6 +233,7 @@ def test_state_in_the_middle(kvm, image) -> None:
         assert rest == image.read_bytes()[21 * SECTOR : 23 * SECTOR]
 
 
+@pytest_kvm
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from((*range(0x1F0, 0x1F8), 0x3F6)), st.integers(0, 255)),
                 max_size=60), st.integers(0, 255))  # fmt: skip
