@@ -234,6 +234,7 @@ class System:
             raise
 
     def _build(self) -> None:
+        firmware = open_firmware(self.firmware) if self.firmware is not None else None
         self._kvm = Kvm(self.device)
         self._over_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         vm = self._kvm.create_vm()
@@ -256,8 +257,8 @@ class System:
         if serial is not None:
             self.console.connect(serial.input)
         start: Start | None = None
-        if self.firmware is not None:
-            start = open_firmware(self.firmware).load(vm)
+        if firmware is not None:
+            start = firmware.load(vm)
         if self._image is not None:
             start = self._image.load(vm)
         self._cpus = [vm.create_vcpu() for _ in range(self.cpu_count)]
