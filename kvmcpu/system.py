@@ -219,8 +219,10 @@ class System:
     # ---- its parts ----
 
     def build(self) -> None:
-        """Make the VM, its devices and its CPUs, unless they are there. Raises KvmError, LoadError,
-        ConfigError; then nothing is left of it."""
+        """Make the VM, its devices and its CPUs, unless they are there.
+
+        Raises KvmError, LoadError, DeviceError, ConfigError; then nothing is left of it.
+        """
         if self._closed:
             raise StateError("the system was closed")
         if self._board is not None:
@@ -369,14 +371,19 @@ class System:
         return self.wait()
 
     def wait(self, timeout: float | None = None) -> Result:
-        """Wait until the system has ended or was paused. Raises TimeoutError after so many seconds,
-        and what a device's handler raised."""
+        """Wait until the system has ended or was paused.
+
+        Raises TimeoutError after so many seconds, and what a device's handler raised.
+        """
         end = None if timeout is None else time.monotonic() + timeout
+        poll = select.poll()
+        if self._over_fd >= 0:
+            poll.register(self._over_fd, select.POLLIN)
         while not self._over():
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError(f"the system still runs after {timeout} s")
-            select.select([self._over_fd], [], [], left)
+            poll.poll(None if left is None else 1000 * left)
         self._rest()
         return self._outcome()
 
@@ -424,8 +431,16 @@ class System:
         KeyboardInterrupt, with the system paused.
         """
         self.build()
+        at_ticks = None
         if ticks is not None:
-            self.vm.queue.schedule(self._at_ticks, delay=ticks)
+            at_ticks = self.vm.queue.schedule(self._at_ticks, delay=ticks)
+        try:
+            return self._run(timeout, until)
+        finally:
+            if at_ticks is not None:
+                at_ticks.cancel()
+
+    def _run(self, timeout: float | None, until: str | re.Pattern[str] | None) -> Result:
         self.start()
         reason: Reason = "timeout"
         match = None

@@ -93,6 +93,9 @@ def test_ticks(image) -> None:
     assert system.run(ticks="5ms", timeout=10).reason == "ticks"
     assert 5 * 10**9 <= system.now - start < 10**12
     assert system.run(ticks=10**9, timeout=10).reason == "ticks"
+    # What a time-out has left over does not stop the next run.
+    assert system.run(ticks="1s", timeout=0.02).reason == "timeout"
+    assert system.run(timeout=1.2).reason == "timeout"
 
 
 def test_background(image) -> None:
