@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A PC composed in Python: its kernel's shell is asked some questions.
 
-    make -C examples && python examples/pc.py
+make -C examples && python examples/pc.py
 """
 
 from pathlib import Path
