@@ -96,6 +96,7 @@ def test_version_1(tmp_path, kernel) -> None:
         for at, command in ((modules, str(module)), (modules + 16, "two")):
             start, end, words = struct.unpack("<3I", vm.read(at, 12))
             assert start % 4096 == 0
+            assert start > BASE
             assert vm.read(start, end - start) == b"module's data"
             assert text(vm, words) == command
         length, at = struct.unpack("<2I", vm.read(ebx + 44, 8))
@@ -108,8 +109,12 @@ def test_version_1(tmp_path, kernel) -> None:
 @pytest.mark.kvm
 @pytest.mark.parametrize(
     "kernel",
-    [elf(header2(tag(1, 1, 3, 4, 6), END)), flat2(tag(5, 0, 0, 0, flags=1))],
-    ids=["elf", "addresses"],
+    [
+        elf(header2(tag(1, 1, 3, 4, 6), END)),
+        flat2(tag(5, 0, 0, 0, flags=1)),
+        flat2(tag(2, BASE, 0xFFFFFFFF, 0, 0)),
+    ],
+    ids=["elf", "addresses", "from the file's beginning"],
 )
 def test_version_2(tmp_path, kernel) -> None:
     module = tmp_path / "module"
@@ -150,6 +155,7 @@ def test_version_2(tmp_path, kernel) -> None:
         (flat2(tag(1, 9)), "type 9"),
         (header2(tag(2, BASE, BASE, 0, 0), END) + bytes(64), "no entry address"),
         (header2(END) + bytes(64), "no ELF file"),
+        (header2(tag(4, 1), END) + bytes(64), "console"),
         (header2(tag(2, BASE), END) + bytes(64), "cut short"),
         (header2(struct.pack("<HHI", 4, 0, 3), END) + bytes(64), "size of 3"),
         (header2(tag(4, 0)) + bytes(64), "no end tag"),
@@ -176,8 +182,10 @@ def test_what_does_not_fit(tmp_path) -> None:
     module.write_bytes(bytes(3 << 20))
     with System(memory="2MiB") as system:
         system.load(path, modules=[module])
-        with pytest.raises(LoadError, match="room"):
+        with pytest.raises(LoadError, match="room for the module"):
             system.build()
+    with pytest.raises(LoadError, match="a module is a path"):
+        open_image(path, modules=[7])
     with pytest.raises(LoadError, match="cannot read the module"):
         open_image(path, modules=["/nonexistent"])
     plain = tmp_path / "plain"

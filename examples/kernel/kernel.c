@@ -120,17 +120,15 @@ static uint8_t get(void)
 {
 	uint8_t c;
 
-	for (;
-	     ;) { /* sti holds interrupts off for one more instruction: none comes before the hlt */
-		__asm__ volatile("cli");
-		if (head != tail)
-			break;
+	__asm__ volatile("cli" : : : "memory");
+	while (head == tail) {
 		outb(COM1 + 1, 1);
-		__asm__ volatile("sti; hlt");
+		/* sti holds interrupts off for one more instruction: none comes before the hlt. */
+		__asm__ volatile("sti; hlt; cli" : : : "memory");
 	}
 	c = ring[tail++ % sizeof(ring)];
 	outb(COM1 + 1, 1);
-	__asm__ volatile("sti");
+	__asm__ volatile("sti" : : : "memory");
 	return c;
 }
 
@@ -206,7 +204,7 @@ static void print_arguments(void)
 	}
 }
 
-/* Read so many KiB from the start of the first disk, 64 KiB at a time, and print the sum of its 32-bit words. */
+/* Read so many KiB from the start of the first disk, 64 KiB at a time; prints the sum of each piece's ends. */
 static void read_disk(uint32_t kib)
 {
 	static uint32_t buffer[128 * 128];

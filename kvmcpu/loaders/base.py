@@ -129,9 +129,16 @@ def check_ram(vm: VM, part: tuple[int, int], what: str) -> None:
         raise LoadError(f"{what} needs memory at {span(part)}; the guest has {has}")
 
 
-def find_room(vm: VM, size: int, taken: Iterable[tuple[int, int]]) -> int:
-    """The lowest page address, below 4 GiB, at which size bytes of memory are free."""
-    occupied = merged([(0, FIRST_FREE), HOLE, *taken])
+def find_room(
+    vm: VM,
+    size: int,
+    taken: Iterable[tuple[int, int]],
+    *,
+    above: int = 0,
+    what: str = "the start tables and the stack",
+) -> int:
+    """The lowest page address from ``above`` on, below 4 GiB, at which size bytes are free."""
+    occupied = merged([(0, max(FIRST_FREE, above)), HOLE, *taken])
     for start, end in ram(vm):
         place = -(-start // PAGE) * PAGE
         for first, last in occupied:
@@ -142,6 +149,5 @@ def find_room(vm: VM, size: int, taken: Iterable[tuple[int, int]]) -> int:
         if place + size <= min(end, 4 * x86_start.GIB):
             return place
     raise LoadError(
-        f"no room for the start tables and the stack, {size >> 10} KiB, beside the image:"
-        " give the guest more memory"
+        f"no room for {what}, {size >> 10} KiB, beside the image: give the guest more memory"
     )

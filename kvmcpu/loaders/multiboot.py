@@ -53,6 +53,8 @@ class Module:
             raise LoadError(
                 f"cannot read the module {os.fspath(path)}: {error.strerror}"
             ) from error
+        except (TypeError, ValueError) as error:
+            raise LoadError(f"a module is a path, not {path!r}: {error}") from error
         return cls(data, os.fspath(path) if line is None else line)
 
 
@@ -134,9 +136,12 @@ class Kernel:
         for part in self.parts:
             part.load(vm)
         taken = [part.span for part in self.parts]
+        # Kernels take memory below 1 MiB for what must be there.
+        top = max(MIB, *(end for _, end in taken))
         placed = []
         for module in self.modules:
-            address = find_room(vm, max(len(module.data), 1), taken)
+            size, name = max(len(module.data), 1), module.command_line
+            address = find_room(vm, size, taken, above=top, what=f"the module {name!r}")
             vm.write(address, module.data)
             end = address + len(module.data)
             taken.append((address, max(-(-end // PAGE) * PAGE, address + PAGE)))
@@ -164,7 +169,8 @@ class KernelStart(Start):
         assert self.kernel is not None
         line = " ".join((self.kernel.name, *arguments))
         size = len(self.kernel.information(vm, 0, line, self.modules))
-        address = find_room(vm, size, self.taken)
+        above = max(MIB, *(end for _, end in self.taken))
+        address = find_room(vm, size, self.taken, above=above, what="the boot information")
         vm.write(address, self.kernel.information(vm, address, line, self.modules))
         Start("protected", self.entry, (*self.taken, (address, address + size))).begin(vm, cpu)
         cpu.regs.rax = self.kernel.booted
@@ -214,8 +220,8 @@ class MultibootImage(Kernel):
             tail.extend(data + bytes(-len(data) % 8))
             return place
 
-        line = put(command_line.encode() + b"\0")
-        texts = [put(text.encode() + b"\0") for _, _, text in modules]
+        line = put(os.fsencode(command_line) + b"\0")
+        texts = [put(os.fsencode(text) + b"\0") for _, _, text in modules]
         entries = (
             struct.pack("<4I", start, end, text, 0)
             for (start, end, _), text in zip(modules, texts, strict=True)

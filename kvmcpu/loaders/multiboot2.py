@@ -6,6 +6,7 @@ As with version 1 (``multiboot.py``), but EAX = 0x36D76289, and header and infor
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,9 +55,14 @@ class Multiboot2Image(Kernel):
                 if kind == _REQUEST:
                     _check_request(content, optional=bool(flags & _OPTIONAL))
                 elif kind == _ADDRESS:
-                    part = by_addresses(data, header, *struct.unpack("<4I", content[:16]))
+                    at, load, *ends = struct.unpack("<4I", content[:16])
+                    # -1: the file is loaded from its beginning (3.1.5).
+                    load = (at - header) & 0xFFFFFFFF if load == 0xFFFFFFFF else load
+                    part = by_addresses(data, header, at, load, *ends)
                 elif kind == _ENTRY:
                     entry = struct.unpack("<I", content[:4])[0]
+                elif kind == _CONSOLE and struct.unpack("<I", content[:4])[0] & _CONSOLE_REQUIRED:
+                    raise LoadError("the multiboot2 kernel needs a console that is described")
                 elif kind not in (_CONSOLE, _ALIGN) and not flags & _OPTIONAL:
                     raise LoadError(f"the multiboot2 header asks for tag {kind}, which is not here")
             except struct.error:
@@ -78,10 +84,10 @@ class Multiboot2Image(Kernel):
     ) -> bytes:
         entries = b"".join(struct.pack("<QQII", *entry, 0) for entry in memory_map(vm))
         tags = [
-            _tag(_CMDLINE, command_line.encode() + b"\0"),
+            _tag(_CMDLINE, os.fsencode(command_line) + b"\0"),
             _tag(_LOADER, LOADER_NAME),
             *(
-                _tag(_MODULE, struct.pack("<2I", start, end) + text.encode() + b"\0")
+                _tag(_MODULE, struct.pack("<2I", start, end) + os.fsencode(text) + b"\0")
                 for start, end, text in modules
             ),
             _tag(_MEMORY, struct.pack("<2I", *lower_and_upper(vm))),
