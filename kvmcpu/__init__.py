@@ -76,6 +76,7 @@ from kvmcpu._kvm import (
     set_debug_flags,
     set_trace_sink,
 )
+from kvmcpu.lazy import later as _later
 
 if _TYPE_CHECKING:
     from kvmcpu import trace
@@ -94,26 +95,18 @@ _LATER = {
 }
 
 
+_imported = _later(globals(), _LATER)
+
+
 def __getattr__(name: str) -> _Any:
-    if name == "__version__":
-        from importlib import metadata
+    if name != "__version__":
+        return _imported(name)
+    from importlib import metadata
 
-        try:
-            return metadata.version("kvmcpu")
-        except metadata.PackageNotFoundError:  # a checkout that nobody installed
-            return "0+unknown"
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    module = _LATER[name]
-    value = (
-        getattr(import_module(f"kvmcpu.{module}"), name)
-        if module
-        else import_module(f"kvmcpu.{name}")
-    )
-    globals()[name] = value
-    return value
+    try:
+        return metadata.version("kvmcpu")
+    except metadata.PackageNotFoundError:  # a checkout that nobody installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -13,20 +13,9 @@ Interrupt lines: 0 timer, 1 keyboard, 4 serial port, 8 clock, 12 mouse, 14 disks
 
 from __future__ import annotations
 
+from kvmcpu import devices
 from kvmcpu.boards.base import Board
-from kvmcpu.devices import (
-    I8042,
-    AtaController,
-    Cmos,
-    DebugConsole,
-    DebugExit,
-    Device,
-    DmaPage,
-    FwCfg,
-    PowerOff,
-    Serial16550,
-    VgaText,
-)
+from kvmcpu.devices.base import Device
 from kvmcpu.ram import add_ram
 
 
@@ -38,17 +27,17 @@ class Pc(Board):
     @classmethod
     def standard_devices(cls) -> list[Device]:
         return [
-            Serial16550(),
-            DebugConsole(),
-            DebugConsole(port=0x402),
-            DebugExit(),
-            Cmos(),
-            FwCfg(),
-            I8042(),
-            DmaPage(),
-            PowerOff(),
-            VgaText(),
-            AtaController(),
+            devices.Serial16550(),
+            devices.DebugConsole(),
+            devices.DebugConsole(port=0x402),
+            devices.DebugExit(),
+            devices.Cmos(),
+            devices.FwCfg(),
+            devices.I8042(),
+            devices.DmaPage(),
+            devices.PowerOff(),
+            devices.VgaText(),
+            devices.AtaController(),
         ]
 
     def build(self) -> None:

@@ -13,15 +13,29 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from kvmcpu.loaders import elf, multiboot, multiboot2
+from kvmcpu.lazy import later
 from kvmcpu.loaders.base import Loader, LoadError, Start
-from kvmcpu.loaders.elf import ElfImage
-from kvmcpu.loaders.firmware import Firmware
-from kvmcpu.loaders.flat import LOAD_ADDRESS, FlatImage
-from kvmcpu.loaders.multiboot import Module, MultibootImage
-from kvmcpu.loaders.multiboot2 import Multiboot2Image
+
+if TYPE_CHECKING:
+    from kvmcpu.loaders.elf import ElfImage
+    from kvmcpu.loaders.firmware import Firmware
+    from kvmcpu.loaders.flat import FlatImage
+    from kvmcpu.loaders.multiboot import Module, MultibootImage
+    from kvmcpu.loaders.multiboot2 import Multiboot2Image
+else:
+    __getattr__ = later(
+        globals(),
+        {
+            "ElfImage": "elf",
+            "Firmware": "firmware",
+            "FlatImage": "flat",
+            "Module": "multiboot",
+            "MultibootImage": "multiboot",
+            "Multiboot2Image": "multiboot2",
+        },
+    )
 
 __all__ = [
     "Loader",
@@ -80,13 +94,16 @@ def open_image(
     one of them any file is taken for a flat binary, otherwise not one that looks like something
     else, such as text. Raises LoadError.
     """
+    from kvmcpu.loaders import elf, multiboot, multiboot2
+    from kvmcpu.loaders.flat import LOAD_ADDRESS, FlatImage
+
     data = _read(path)
     name = os.fspath(path)
     try:
         if mode is None and address is None:
             for version, kernel in (
-                (multiboot2, Multiboot2Image),
-                (multiboot, MultibootImage),
+                (multiboot2, multiboot2.Multiboot2Image),
+                (multiboot, multiboot.MultibootImage),
             ):
                 if version.find_header(data) is not None:
                     return kernel(data, os.path.basename(name), modules)
@@ -95,7 +112,7 @@ def open_image(
         if data.startswith(elf.MAGIC):
             if mode is not None or address is not None:
                 raise LoadError("an ELF file says itself in which mode and where it is loaded")
-            return ElfImage(data)
+            return elf.ElfImage(data)
         if mode is None and address is None and data:
             for offset, magic, what in _OTHERS:
                 if data.startswith(magic, offset):
@@ -111,6 +128,8 @@ def open_image(
 
 def open_firmware(path: str | os.PathLike[str]) -> Loader:
     """A loader for a PC's firmware. Raises LoadError."""
+    from kvmcpu.loaders.firmware import Firmware
+
     data = _read(path)
     try:
         return Firmware(data)
