@@ -237,6 +237,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _quietly_close_stdout()
         return 128 + signal.SIGPIPE
+    except runner.Interrupted as interrupted:
+        if interrupted.number == signal.SIGPIPE:
+            _quietly_close_stdout()
+        else:
+            _complain(f"ended by {signal.Signals(interrupted.number).name}")
+        return 128 + interrupted.number
     except KeyboardInterrupt:
         _complain("interrupted")
         return 128 + signal.SIGINT

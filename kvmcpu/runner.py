@@ -64,10 +64,18 @@ def say(message: str) -> None:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Signals that end a program raise Interrupted, unless they are to be ignored."""
+    """Signals that end a program raise Interrupted, unless they are to be ignored.
+
+    The first one does: a guest that writes on to a closed pipe brings one SIGPIPE after another,
+    and the end that the first one began is not to be broken off.
+    """
+    came = False
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(number)
+        nonlocal came
+        if not came:
+            came = True
+            raise Interrupted(number)
 
     before = {}
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
@@ -177,7 +185,10 @@ def _write_stats(job: Job, file: TextIO | None, system: System) -> None:
 
 
 def run(job: Job) -> int:
-    """Run a system; returns the exit status. Raises LoadError, RunError, ConfigError, OSError."""
+    """Run a system; returns the exit status.
+
+    Raises LoadError, RunError, ConfigError, OSError, and Interrupted where a signal ended it.
+    """
     system = _describe(job)
     stats = _open_stats(job.stats)
     sys.stdout.flush()
@@ -233,7 +244,7 @@ def _run_to_end(job: Job, system: System, escaped: threading.Event) -> int:
         return 128 + signal.SIGINT
     except Interrupted as interrupted:
         if interrupted.number == signal.SIGPIPE:
-            raise BrokenPipeError from None
+            raise
         say(f"ended by {signal.Signals(interrupted.number).name}")
         return 128 + interrupted.number
 

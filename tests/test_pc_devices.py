@@ -436,7 +436,7 @@ def test_anything_a_guest_does(data):
 
 
 @pytest.mark.slow
-@settings(max_examples=8000, deadline=None)
+@settings(max_examples=24_000, deadline=None)
 @given(st.data())
 def test_anything_a_guest_does_for_long(data):
     """The same for some ten minutes."""
