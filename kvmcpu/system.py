@@ -38,11 +38,13 @@ from kvmcpu.boards import BOARDS
 from kvmcpu.boards.base import Board, End
 from kvmcpu.console import Console, ConsoleClosed, ConsoleTimeout
 from kvmcpu.devices import AtaController, Device, Serial16550
-from kvmcpu.loaders import LoadError, Module, Start, open_firmware, open_image
+from kvmcpu.loaders import LoadError, Start, open_firmware, open_image
 from kvmcpu.loaders.base import Loader
 
 if TYPE_CHECKING:
     import asyncio
+
+    from kvmcpu.loaders import Module
 
 Reason = Literal[
     "exit",

@@ -7,14 +7,16 @@ sizes stand is what PC firmware has agreed on since the PC/AT (Ralf Brown's CMOS
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from kvmcpu.devices.base import Device, DeviceError, Ports, Register, State
 from kvmcpu.ram import HIGH_START, LOW_LIMIT
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from kvmcpu._kvm import Event
 
 _SIZE = 128
@@ -54,23 +56,25 @@ class Cmos(Device):
     def __post_init__(self) -> None:
         if set(self.boot) - set("acdn") or not 1 <= len(self.boot) <= 3:
             raise DeviceError(f'boot is up to three of "a", "c", "d", "n", not {self.boot!r}')
+        self._first_us = time.time_ns() // 1000
         if self.start:
+            from datetime import datetime, timezone
+
             try:
-                self._first = datetime.fromisoformat(self.start)
+                first = datetime.fromisoformat(self.start)
             except ValueError as error:
                 raise DeviceError(
                     f"start is a time such as 2026-01-31T12:00:00: {error}"
                 ) from error
-        else:
-            self._first = datetime.now(timezone.utc)
-        if self._first.tzinfo is None:
-            self._first = self._first.replace(tzinfo=timezone.utc)
+            if first.tzinfo is None:
+                first = first.replace(tzinfo=timezone.utc)
+            self._first_us = int(first.timestamp() * 1e6)
 
     def connect(self) -> None:
         self._line = self.board.irq(self.irq)
         self._event: Event | None = None
         self._per_us = self.board.vm.tick_frequency // 1_000_000
-        self.offset_us = int(self._first.timestamp() * 1e6) - self._system_us()
+        self.offset_us = self._first_us - self._system_us()
         memory = self.memory
         memory[_A], memory[_B], memory[_D] = 0x26, _B_24H, _D_VALID
         low = min(self.board.memory, LOW_LIMIT)
@@ -102,6 +106,8 @@ class Cmos(Device):
     @property
     def now(self) -> datetime:
         """The date and time that the guest sees, UTC."""
+        from datetime import datetime, timedelta, timezone
+
         return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=self._clock_us())
 
     def _encode(self, value: int) -> int:
@@ -122,18 +128,20 @@ class Cmos(Device):
 
     def _show(self) -> None:
         """Put the time into its registers."""
-        now = self.now
-        self.memory[_SECONDS] = self._encode(now.second)
-        self.memory[_MINUTES] = self._encode(now.minute)
-        self.memory[_HOURS] = self._encode_hour(now.hour)
-        self.memory[_WEEKDAY] = self._encode(now.isoweekday() % 7 + 1)
-        self.memory[_DAY] = self._encode(now.day)
-        self.memory[_MONTH] = self._encode(now.month)
-        self.memory[_YEAR] = self._encode(now.year % 100)
-        self.memory[_CENTURY] = self._encode(now.year // 100)
+        now = time.gmtime(self._clock_us() // 1_000_000)
+        self.memory[_SECONDS] = self._encode(now.tm_sec)
+        self.memory[_MINUTES] = self._encode(now.tm_min)
+        self.memory[_HOURS] = self._encode_hour(now.tm_hour)
+        self.memory[_WEEKDAY] = self._encode((now.tm_wday + 1) % 7 + 1)  # Sunday is 1
+        self.memory[_DAY] = self._encode(now.tm_mday)
+        self.memory[_MONTH] = self._encode(now.tm_mon)
+        self.memory[_YEAR] = self._encode(now.tm_year % 100)
+        self.memory[_CENTURY] = self._encode(now.tm_year // 100)
 
     def _set_time(self) -> None:
         """The time that the guest put into the registers. What is no time is left as it was."""
+        from datetime import datetime, timezone
+
         memory = self.memory
         try:
             wanted = datetime(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvmcpu.lazy import later
@@ -66,7 +65,8 @@ _OTHERS = (
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         if not os.path.exists(path) or os.path.isfile(path):
-            return Path(path).read_bytes()
+            with open(os.fspath(path), "rb") as file:
+                return file.read()
     except OSError as error:
         raise LoadError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
     raise LoadError(f"{os.fspath(path)} is not a regular file")

@@ -11,7 +11,6 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmcpu.loaders.base import HOLE, PAGE, LoadError, Start, check_ram, find_room, ram
@@ -48,7 +47,8 @@ class Module:
             return spec
         path, line = spec if isinstance(spec, tuple) else (spec, None)
         try:
-            data = Path(path).read_bytes()
+            with open(os.fspath(path), "rb") as file:
+                data = file.read()
         except OSError as error:
             raise LoadError(
                 f"cannot read the module {os.fspath(path)}: {error.strerror}"
