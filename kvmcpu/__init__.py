@@ -94,8 +94,7 @@ _LATER = {
     "trace": "",
 }
 
-
-_imported = _later(globals(), _LATER)
+_imported, __dir__ = _later(globals(), _LATER)
 
 
 def __getattr__(name: str) -> _Any:
@@ -107,10 +106,6 @@ def __getattr__(name: str) -> _Any:
         return metadata.version("kvmcpu")
     except metadata.PackageNotFoundError:  # a checkout that nobody installed
         return "0+unknown"
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
 
 
 __all__ = [

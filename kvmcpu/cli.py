@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if interrupted.number == signal.SIGPIPE:
             _quietly_close_stdout()
         else:
-            _complain(f"ended by {signal.Signals(interrupted.number).name}")
+            _complain(str(interrupted))
         return 128 + interrupted.number
     except KeyboardInterrupt:
         _complain("interrupted")

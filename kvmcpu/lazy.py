@@ -8,8 +8,10 @@ from importlib import import_module
 from typing import Any
 
 
-def later(namespace: dict[str, Any], modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's ``__getattr__``: modules says in which of its modules each name is.
+def later(
+    namespace: dict[str, Any], modules: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A package's ``__getattr__`` and ``__dir__``: modules says in which module each name is.
 
     Where that is "", the name is a module itself. namespace is the package's ``globals()``.
     """
@@ -22,4 +24,7 @@ def later(namespace: dict[str, Any], modules: Mapping[str, str]) -> Callable[[st
         namespace[name] = getattr(module, name) if modules[name] else module
         return namespace[name]
 
-    return __getattr__
+    def __dir__() -> list[str]:  # noqa: N807
+        return sorted({*namespace, *namespace["__all__"]})
+
+    return __getattr__, __dir__

@@ -36,7 +36,7 @@ class Interrupted(BaseException):
     """A signal asks for the end. A BaseException, like KeyboardInterrupt."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__(f"ended by {signal.Signals(number).name}")
         self.number = number
 
 
@@ -245,7 +245,7 @@ def _run_to_end(job: Job, system: System, escaped: threading.Event) -> int:
     except Interrupted as interrupted:
         if interrupted.number == signal.SIGPIPE:
             raise
-        say(f"ended by {signal.Signals(interrupted.number).name}")
+        say(str(interrupted))
         return 128 + interrupted.number
 
 

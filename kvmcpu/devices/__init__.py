@@ -20,7 +20,7 @@ else:
     from kvmcpu.lazy import later
 
     # A system pays, in time and memory, for the devices that it has.
-    __getattr__ = later(
+    __getattr__, __dir__ = later(
         globals(),
         {
             "AtaController": "ata",

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvmcpu.lazy import later
-from kvmcpu.loaders.base import Loader, LoadError, Start
+from kvmcpu.loaders.base import Loader, LoadError, Start, contents
 
 if TYPE_CHECKING:
     from kvmcpu.loaders.elf import ElfImage
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvmcpu.loaders.multiboot import Module, MultibootImage
     from kvmcpu.loaders.multiboot2 import Multiboot2Image
 else:
-    __getattr__ = later(
+    __getattr__, __dir__ = later(
         globals(),
         {
             "ElfImage": "elf",
@@ -65,8 +65,7 @@ _OTHERS = (
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         if not os.path.exists(path) or os.path.isfile(path):
-            with open(os.fspath(path), "rb") as file:
-                return file.read()
+            return contents(path)
     except OSError as error:
         raise LoadError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
     raise LoadError(f"{os.fspath(path)} is not a regular file")

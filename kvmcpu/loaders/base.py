@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -93,6 +94,13 @@ class Loader(Protocol):
 
     def load(self, vm: VM) -> Start:
         """Write the image into the VM's memory. Raises LoadError if it does not fit."""
+
+
+def contents(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes. Raises OSError, and TypeError for what is no path."""
+    # To open() a number is a descriptor, and would be closed.
+    with open(os.fspath(path), "rb") as file:
+        return file.read()
 
 
 def span(part: tuple[int, int]) -> str:

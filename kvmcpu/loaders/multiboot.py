@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvmcpu.loaders.base import HOLE, PAGE, LoadError, Start, check_ram, find_room, ram
+from kvmcpu.loaders.base import HOLE, PAGE, LoadError, Start, check_ram, contents, find_room, ram
 from kvmcpu.loaders.elf import MAGIC as ELF_MAGIC
 from kvmcpu.loaders.elf import ElfImage
 
@@ -47,8 +47,7 @@ class Module:
             return spec
         path, line = spec if isinstance(spec, tuple) else (spec, None)
         try:
-            with open(os.fspath(path), "rb") as file:
-                data = file.read()
+            data = contents(path)
         except OSError as error:
             raise LoadError(
                 f"cannot read the module {os.fspath(path)}: {error.strerror}"
@@ -113,6 +112,11 @@ def lower_and_upper(vm: VM) -> tuple[int, int]:
     return min(sizes.get(0, 0), 640 << 10) >> 10, min(sizes.get(MIB, 0) >> 10, 0xFFFFFFFF)
 
 
+def _top(taken: Sequence[tuple[int, int]]) -> int:
+    """Where what a kernel is given may begin: kernels take memory below 1 MiB for their own."""
+    return max(MIB, *(end for _, end in taken))
+
+
 class Kernel:
     """What both versions of multiboot have in common: parts, an entry point, modules."""
 
@@ -136,8 +140,7 @@ class Kernel:
         for part in self.parts:
             part.load(vm)
         taken = [part.span for part in self.parts]
-        # Kernels take memory below 1 MiB for what must be there.
-        top = max(MIB, *(end for _, end in taken))
+        top = _top(taken)
         placed = []
         for module in self.modules:
             size, name = max(len(module.data), 1), module.command_line
@@ -169,8 +172,9 @@ class KernelStart(Start):
         assert self.kernel is not None
         line = " ".join((self.kernel.name, *arguments))
         size = len(self.kernel.information(vm, 0, line, self.modules))
-        above = max(MIB, *(end for _, end in self.taken))
-        address = find_room(vm, size, self.taken, above=above, what="the boot information")
+        address = find_room(
+            vm, size, self.taken, above=_top(self.taken), what="the boot information"
+        )
         vm.write(address, self.kernel.information(vm, address, line, self.modules))
         Start("protected", self.entry, (*self.taken, (address, address + size))).begin(vm, cpu)
         cpu.regs.rax = self.kernel.booted
