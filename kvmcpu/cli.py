@@ -70,7 +70,8 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _parser() -> Parser:
+def _parser(wanted: str | None) -> Parser:
+    """wanted: the command that is called; what only the lab needs is imported for the lab."""
     parser = Parser(prog="kvmcpu", description="Control real KVM virtual CPUs.")
     parser.add_argument("--version", action="version", version=f"kvmcpu {kvmcpu.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -135,6 +136,12 @@ def _parser() -> Parser:
         help=f"trace to stderr; flags: {', '.join(debug_flags())}",
     )
     run.add_argument("--device", help="the KVM device (/dev/kvm)")
+    if wanted == "lab":
+        from kvmcpu.lab import command
+
+        command.add(commands, size=_size, seconds=_seconds)
+    else:
+        commands.add_parser("lab", help="run a command where there is a complete KVM")
     return parser
 
 
@@ -177,6 +184,20 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             debug_flags=tuple(flags),
         )
     )
+
+
+def _lab(options: argparse.Namespace, command: Sequence[str]) -> int:
+    from kvmcpu.lab import command as lab
+    from kvmcpu.lab.errors import LabError
+
+    try:
+        return lab.main(options, command)
+    except LabError as error:
+        _complain(str(error))
+        return FAILED
+    except lab.Interrupted as interrupted:
+        _complain(str(interrupted))
+        return 128 + interrupted.number
 
 
 def _module(text: str) -> tuple[str, str]:
@@ -228,7 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_standard_files()
     try:
         own, guests = _split(sys.argv[1:] if argv is None else argv)
-        options = _parser().parse_args(own)
+        options = _parser(own[0] if own else None).parse_args(own)
+        if options.command == "lab":
+            return _lab(options, guests)
         if options.command == "info":
             if guests:
                 raise Misuse("info takes no arguments")

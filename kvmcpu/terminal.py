@@ -9,8 +9,8 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 ESCAPE = 0x1D  # Ctrl-], as with telnet and virsh
@@ -112,3 +112,17 @@ def _raw(before: list[Any]) -> list[Any]:
     after[_LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
     after[_CC][termios.VMIN], after[_CC][termios.VTIME] = 1, 0
     return after
+
+
+@contextmanager
+def raw(fd: int) -> Iterator[None]:
+    """A terminal that hands on every key as it comes, and what is printed as it is."""
+    before = termios.tcgetattr(fd)
+    after = _raw(before)
+    after[1] &= ~termios.OPOST
+    termios.tcsetattr(fd, termios.TCSADRAIN, after)
+    try:
+        yield
+    finally:
+        with suppress(termios.error, OSError):  # the terminal is gone
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
