@@ -98,6 +98,7 @@ class Apt:
         settings = {
             "APT::Architecture": architecture,
             "APT::Architectures": architecture,
+            "APT::Get::Assume-Yes": "true",
             "APT::Get::Download-Only": "true",
             "APT::Install-Recommends": "false",
             "APT::Sandbox::User": "",
@@ -124,7 +125,7 @@ class Apt:
         """apt, with its progress handed on; returns what it printed."""
         reading, writing = os.pipe()
         # APT_CONFIG would be read before the machine's own configuration, -c is read after it.
-        words = [command[0], "-c", self._config, "-q", "-y", "-o", f"APT::Status-Fd={writing}"]
+        words = [command[0], "-c", self._config, "-q", "-o", f"APT::Status-Fd={writing}"]
         try:
             process = subprocess.Popen(
                 [*words, *command[1:]],

@@ -99,9 +99,8 @@ def kernel(target: Target, progress: Progress) -> Kernel:
             if os.path.exists(path)
         )
         _bootable(new, target, found, modules, busybox)
-        with open(os.path.join(new, "contents"), "w", encoding="utf-8") as file:
-            file.writelines(f"{os.path.basename(deb)[:-4]}\n" for deb in files)
-        shutil.rmtree(apt.archives)
+        with open(os.path.join(new, "contents"), "w", encoding="utf-8") as list_:
+            list_.writelines(f"{os.path.basename(deb)[:-4]}\n" for deb in files)
         shutil.rmtree(os.path.join(new, "apt"))
         shutil.rmtree(unpacked)
 
@@ -146,7 +145,7 @@ def _unpacked(image: bytes) -> bytes | None:
     An emulated CPU would take seconds to unpack it at each start. QEMU starts the ELF file itself
     by its PVH entry (Documentation/arch/x86/boot.rst: setup_sects, payload_offset and _length).
     """
-    if image[0x202:0x206] != b"HdrS" and image[0x202:0x206] != b"":
+    if image[0x202:0x206] != b"HdrS":
         return None
     sectors = image[0x1F1] or 4
     offset, length = struct.unpack_from("<II", image, 0x248)

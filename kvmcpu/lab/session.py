@@ -94,6 +94,14 @@ $b poweroff -f
 """
 
 
+def _nobody(_data: bytes) -> None:
+    """Takes what nobody wants."""
+
+
+def _quiet(_what: str, _percent: float) -> None:
+    """Progress for nobody."""
+
+
 @dataclass
 class Job:
     """A command, and the lab that it runs in."""
@@ -174,7 +182,7 @@ class Session:
         *,
         stdin: int | None = None,
         terminal: bool = False,
-        progress: images.Progress = lambda what, percent: None,
+        progress: images.Progress | None = None,
     ) -> None:
         """sinks: who gets what comes out of which port; stdin: a descriptor, None: nothing."""
         self._job = job
@@ -186,8 +194,8 @@ class Session:
         self.machine = machine.Machine(
             job.target,
             qemu,
-            _kernel(job, progress),
-            _shares(job, progress),
+            _kernel(job, progress or _quiet),
+            _shares(job, progress or _quiet),
             memory=job.memory,
             cpus=job.cpus,
             terminal=terminal,
@@ -300,7 +308,7 @@ class Session:
             for line in lines:
                 self._obey(line.decode(errors="replace"))
             return
-        sink = self._sinks.get(port, lambda data: None)
+        sink = self._sinks.get(port) or _nobody
         if port not in self._held:
             sink(data)
             return

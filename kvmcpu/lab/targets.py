@@ -11,7 +11,7 @@ from kvmcpu.lab.errors import LabError
 
 @dataclass(frozen=True)
 class Target:
-    """An architecture: how QEMU emulates it with its virtualization extensions, what Linux it runs."""
+    """An architecture: QEMU's machine with virtualization extensions, and the Linux on it."""
 
     name: str
     debian: str
