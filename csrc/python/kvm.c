@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 
+#include "arch/arch.h"
 #ifdef __x86_64__
 #include "arch/x86_64.h"
 #endif
@@ -83,7 +84,7 @@ static PyObject *repr(PyObject *self)
 
 	if (!kvm)
 		return PyUnicode_FromString("<Kvm, not open>");
-	return PyUnicode_FromFormat("<Kvm %s %s%s>", kvm->path, kc_kvm_backend(),
+	return PyUnicode_FromFormat("<Kvm %s %s%s>", kvm->path, kc_arch_backend(),
 				    atomic_load(&kvm->closed) ? " closed" : "");
 }
 
@@ -113,7 +114,7 @@ static PyObject *get_api_version(PyObject *self, void *unused)
 
 static PyObject *get_backend(PyObject *self, void *unused)
 {
-	return PyUnicode_FromString(kc_kvm_backend());
+	return PyUnicode_FromString(kc_arch_backend());
 }
 
 static PyObject *get_vcpu_mmap_size(PyObject *self, void *unused)

@@ -12,7 +12,13 @@
 #include "vcpu.h"
 #include "vm.h"
 
+const char kc_arch_name[] = "x86_64";
 const unsigned int kc_arch_regs = KC_X86_REGS;
+
+unsigned long kc_arch_vm_type(int kvm_fd, unsigned long type)
+{
+	return type;
+}
 
 /* ---- CPUID ---- */
 

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT
+#include "no_vcpu.h"
+
+const char kc_arch_name[] = "riscv64";
+
+const char *kc_arch_backend(void)
+{
+	return "riscv64";
+}
+
+unsigned long kc_arch_vm_type(int kvm_fd, unsigned long type)
+{
+	return type;
+}
