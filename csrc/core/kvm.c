@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "arch/arch.h"
 #include "cleanup.h"
 
 atomic_uint kc_forks;
@@ -43,10 +44,9 @@ static int open_device(const char *path, struct kc_error *err)
 	case ENODEV:
 	case ENXIO:
 		kc_fail(err, KC_ERR_NOT_FOUND,
-			"there is no KVM device %s: load the kernel module (modprobe kvm_intel or "
-			"kvm_amd), enable virtualization in the firmware, or, in a container, pass the "
-			"device in (--device /dev/kvm)",
-			path);
+			"there is no KVM device %s: %s, or, in a container, pass the device in "
+			"(--device /dev/kvm)",
+			path, kc_arch_no_device);
 		break;
 	case EACCES:
 	case EPERM:

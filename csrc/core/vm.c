@@ -224,7 +224,7 @@ void kc_vm_close(struct kc_vm *vm)
 {
 	unsigned int depth = 0;
 
-	if (atomic_exchange(&vm->closed, true))
+	if (atomic_exchange(&vm->closed, 1))
 		return;
 	/* In a child of a fork these are the parent's threads and locks: only let go of the fds. */
 	if (vm->fork_generation != kc_fork_generation()) {

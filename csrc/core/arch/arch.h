@@ -15,6 +15,7 @@ struct kc_vcpu;
 struct kc_vm;
 
 extern const char kc_arch_name[]; /* "x86_64", "arm64" or "riscv64" */
+extern const char kc_arch_no_device[]; /* what to do where there is no KVM */
 /* What runs the guests: "svm", "vmx", "pvm", "arm64", "riscv64" or "unknown". */
 const char *kc_arch_backend(void);
 /* The type for KVM_CREATE_VM: the user's, with what this host needs where he leaves it open. */

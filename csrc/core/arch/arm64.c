@@ -5,6 +5,8 @@
 #include "no_vcpu.h"
 
 const char kc_arch_name[] = "arm64";
+const char kc_arch_no_device[] = "boot the kernel at exception level 2, as the firmware or whoever "
+				 "runs this virtual machine decides (dmesg | grep kvm tells)";
 
 const char *kc_arch_backend(void)
 {
