@@ -173,6 +173,9 @@ class Kvm:
     def api_version(self) -> int:
         """The API version, 12 since Linux 2.6.22 (KVM_GET_API_VERSION)."""
     @property
+    def arch(self) -> Literal["x86_64", "arm64", "riscv64"]:
+        """The architecture of this host, and so of its guests."""
+    @property
     def backend(self) -> Literal["svm", "vmx", "pvm", "arm64", "riscv64", "unknown"]:
         """What runs the guests, as far as it can be told from here.
 

@@ -112,6 +112,11 @@ static PyObject *get_api_version(PyObject *self, void *unused)
 	return PyLong_FromLong(version);
 }
 
+static PyObject *get_arch(PyObject *self, void *unused)
+{
+	return PyUnicode_FromString(kc_arch_name);
+}
+
 static PyObject *get_backend(PyObject *self, void *unused)
 {
 	return PyUnicode_FromString(kc_arch_backend());
@@ -355,6 +360,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef properties[] = {
 	{ "path", get_path, NULL, DOC_Kvm_path, NULL },
 	{ "api_version", get_api_version, NULL, DOC_Kvm_api_version, NULL },
+	{ "arch", get_arch, NULL, DOC_Kvm_arch, NULL },
 	{ "backend", get_backend, NULL, DOC_Kvm_backend, NULL },
 	{ "vcpu_mmap_size", get_vcpu_mmap_size, NULL, DOC_Kvm_vcpu_mmap_size, NULL },
 	{ "closed", get_closed, NULL, DOC_Kvm_closed, NULL },
