@@ -197,9 +197,7 @@ def test_nothing_to_run() -> None:
 
 def test_board_of_another_architecture(image, monkeypatch) -> None:
     monkeypatch.setattr(boards.Pc, "arch", "riscv64")
-    with pytest.raises(
-        ConfigError, match="pc is a machine of riscv64, and"
-    ):
+    with pytest.raises(ConfigError, match="pc is a machine of riscv64, and"):
         image("hlt").run()
 
 
