@@ -11,15 +11,14 @@
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from kvmcpu import _kvm
 from kvmcpu._kvm import (
     VM,
     BusRange,
     ByteSink,
     ClosedError,
     DebugExit,
-    DebugRegs,
     DirtyRingFullExit,
-    DTable,
     Event,
     EventQueue,
     ExceptionExit,
@@ -29,7 +28,6 @@ from kvmcpu._kvm import (
     FailEntryError,
     FailEntryExit,
     ForkError,
-    Fpu,
     GuestError,
     HltExit,
     HypercallExit,
@@ -51,11 +49,8 @@ from kvmcpu._kvm import (
     NotKvmError,
     NotStartedError,
     RegisterFile,
-    Regs,
-    Segment,
     ShutdownError,
     ShutdownExit,
-    Sregs,
     StateError,
     Stats,
     SystemEventExit,
@@ -67,8 +62,6 @@ from kvmcpu._kvm import (
     UnsupportedError,
     Vcpu,
     VcpuBusy,
-    VcpuEvents,
-    Xcrs,
     debug_flags,
     parse_frequency,
     parse_size,
@@ -80,6 +73,7 @@ from kvmcpu.lazy import later as _later
 
 if _TYPE_CHECKING:
     from kvmcpu import trace
+    from kvmcpu._kvm import DebugRegs, DTable, Fpu, Regs, Segment, Sregs, VcpuEvents, Xcrs
     from kvmcpu.enums import Cap, ExitReason, capabilities
     from kvmcpu.system import ConfigError, Result, System
 
@@ -92,6 +86,15 @@ _LATER = {
     "Result": "system",
     "ConfigError": "system",
     "trace": "",
+    # The registers of this architecture, if it has a vCPU yet.
+    "Regs": "_kvm",
+    "Segment": "_kvm",
+    "DTable": "_kvm",
+    "Sregs": "_kvm",
+    "Fpu": "_kvm",
+    "DebugRegs": "_kvm",
+    "VcpuEvents": "_kvm",
+    "Xcrs": "_kvm",
 }
 
 _imported, __dir__ = _later(globals(), _LATER)
@@ -181,3 +184,4 @@ __all__ = [
     "Result",
     "ConfigError",
 ]
+__all__[:] = [name for name in __all__ if _LATER.get(name) != "_kvm" or hasattr(_kvm, name)]

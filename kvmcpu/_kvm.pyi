@@ -43,7 +43,7 @@ class KvmVersionError(KvmError):
     """The KVM device speaks another API version than 12, the only stable one."""
 
 class UnsupportedError(KvmError):
-    """This kernel, or this kind of KVM, lacks the interface that the message names."""
+    """This kernel, this kind of KVM, or kvmcpu on this architecture lacks what the message names."""
 
 class VcpuBusy(RuntimeError):
     """The vCPU is being run by another thread, and the call needs it at rest.
@@ -173,6 +173,9 @@ class Kvm:
     def api_version(self) -> int:
         """The API version, 12 since Linux 2.6.22 (KVM_GET_API_VERSION)."""
     @property
+    def arch(self) -> Literal["x86_64", "arm64", "riscv64"]:
+        """The architecture of this host, and so of its guests."""
+    @property
     def backend(self) -> Literal["svm", "vmx", "pvm", "arm64", "riscv64", "unknown"]:
         """What runs the guests, as far as it can be told from here.
 
@@ -203,8 +206,9 @@ class Kvm:
     def create_vm(self, *, type: int = 0, tick_frequency: int = 1000000000000) -> VM:
         """Make a virtual machine (KVM_CREATE_VM).
 
-        type is the machine type of the architecture (0: the default). tick_frequency
-        is the number of ticks in a simulated second (vcpu.md V1).
+        type is the machine type of the architecture (0: the default; on arm64 that is one
+        with guest-physical addresses of 40 bits, or of as many as the host has if that is
+        fewer). tick_frequency is the number of ticks in a simulated second (vcpu.md V1).
         """
     def fileno(self) -> int:
         """The device's file descriptor. Raises ClosedError after ``close()``."""

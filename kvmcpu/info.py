@@ -19,6 +19,7 @@ from kvmcpu._kvm import (
     KvmPermissionError,
     KvmVersionError,
     NotKvmError,
+    UnsupportedError,
     Vcpu,
     debug_flags,
 )
@@ -41,26 +42,44 @@ CAPABILITIES = {
     Cap.IMMEDIATE_EXIT: "half entries without a signal",
     Cap.SYNC_REGS: "registers that come with the exit (a set of bits)",
     Cap.COALESCED_MMIO: "writes collected in the kernel (the ring's page)",
-    Cap.COALESCED_PIO: "the same for ports",
     Cap.READONLY_MEM: "read-only memory",
     Cap.DIRTY_LOG_RING: "dirty ring (bytes)",
     Cap.DIRTY_LOG_RING_ACQ_REL: "dirty ring, on weakly ordered hosts (bytes)",
     Cap.ONE_REG: "registers by id",
     Cap.SET_GUEST_DEBUG: "single steps and breakpoints",
     Cap.IRQCHIP: "interrupt controllers in the kernel",
-    Cap.PIT2: "interval timer in the kernel",
     Cap.IRQFD: "interrupts by eventfd",
     Cap.IOEVENTFD: "eventfds signalled by a guest's write",
     Cap.SIGNAL_MSI: "message-signalled interrupts",
+    Cap.VCPU_EVENTS: "events in flight, saved and restored",
+    Cap.MP_STATE: "multiprocessor states",
+    Cap.BINARY_STATS_FD: "statistics of the kernel's own",
+}
+X86_CAPABILITIES = {
+    Cap.COALESCED_PIO: "writes to ports collected in the kernel",
+    Cap.PIT2: "interval timer in the kernel",
     Cap.XSAVE2: "the whole vector state (bytes)",
     Cap.XCRS: "extended control registers",
     Cap.DEBUGREGS: "debug registers",
-    Cap.VCPU_EVENTS: "events in flight, saved and restored",
     Cap.X86_USER_SPACE_MSR: "MSR accesses handed to Python (a set of bits)",
     Cap.GET_MSR_FEATURES: "feature MSRs",
     Cap.TSC_CONTROL: "choice of the guest's TSC frequency",
-    Cap.MP_STATE: "multiprocessor states",
-    Cap.BINARY_STATS_FD: "statistics of the kernel's own",
+}
+# By the backend; the others are x86's.
+CAPABILITIES_OF = {
+    "arm64": {
+        Cap.ARM_VM_IPA_SIZE: "bits of a guest-physical address, at most",
+        Cap.ARM_PSCI_0_2: "power control by firmware calls",
+        Cap.ARM_PMU_V3: "performance counters for guests",
+        Cap.ARM_SVE: "scalable vectors",
+        Cap.ARM_PTRAUTH_ADDRESS: "pointer authentication",
+        Cap.ARM_MTE: "memory tags",
+        Cap.ARM_EL2: "guests that run guests",
+    },
+    "riscv64": {
+        Cap.VM_GPA_BITS: "bits of a guest-physical address",
+        Cap.RISCV_MP_STATE_RESET: "vCPUs reset by their state",
+    },
 }
 
 DEVICE = "/dev/kvm"
@@ -141,6 +160,8 @@ def _try_guest(kvm: Kvm) -> tuple[Vcpu | None, str | None]:
             if cpu.exit is None or cpu.exit.reason != ExitReason.HLT:
                 return cpu, f"a guest that halts did not do so within a second: {cpu.exit!r}"
             return cpu, None
+    except UnsupportedError as error:
+        return None, error.strerror or str(error)
     except (GuestError, OSError, RuntimeError) as error:
         return None, f"a guest that halts failed: {error}"
 
@@ -157,7 +178,8 @@ def _counters(cpu: Vcpu) -> Iterator[str]:
 def _capabilities(kvm: Kvm) -> Iterator[str]:
     found = capabilities(kvm)
     yield _line("capabilities", f"{len(found)} of the {len(Cap)} known here; those that matter:")
-    for cap, what in CAPABILITIES.items():
+    of_backend = CAPABILITIES_OF.get(kvm.backend, X86_CAPABILITIES)
+    for cap, what in (CAPABILITIES | of_backend).items():
         yield f"  {cap.name:<24}{found.get(cap, '-'):>8}  {what}"
 
 

@@ -241,10 +241,16 @@ class System:
         firmware = open_firmware(self.firmware) if self.firmware is not None else None
         self._kvm = Kvm(self.device)
         self._over_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        kind = BOARDS[self.board_name]
+        if kind.arch != self._kvm.arch:
+            raise ConfigError(
+                f"the board {kind.name} is a machine of {kind.arch}, and the KVM of this host runs"
+                f" {self._kvm.arch}"
+            )
         vm = self._kvm.create_vm()
         vm.unassigned = self.unassigned
         try:
-            board = BOARDS[self.board_name](
+            board = kind(
                 vm,
                 memory=self.memory,
                 cpus=self.cpu_count,

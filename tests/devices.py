@@ -15,6 +15,7 @@ class Bench(Board):
     """A board without standard devices: interrupt controllers, timer, memory from 0."""
 
     name = "bench"
+    arch = "x86_64"
 
     @classmethod
     def standard_devices(cls) -> list[Device]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def test_exit_reasons_are_those_of_the_header() -> None:
 def test_no_number_has_two_names() -> None:
     for enum in (Cap, ExitReason):
         assert len(enum.__members__) == len(list(enum))
+
+
+def test_what_only_a_vm_can_tell() -> None:
+    # arm64's device answers EINVAL for MSI_DEVID.
+    class Device:
+        error = errno.EINVAL
+
+        def check_extension(self, cap: int) -> int:
+            if cap == Cap.MSI_DEVID:
+                raise kvmcpu.KvmError(self.error, "KVM_CHECK_EXTENSION")
+            return int(cap == Cap.USER_MEMORY)
+
+    device = Device()
+    assert kvmcpu.capabilities(device) == {Cap.USER_MEMORY: 1}  # type: ignore[arg-type]
+    device.error = errno.EIO
+    with pytest.raises(kvmcpu.KvmError, match="KVM_CHECK_EXTENSION"):
+        kvmcpu.capabilities(device)  # type: ignore[arg-type]
 
 
 def test_known_values() -> None:

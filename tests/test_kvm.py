@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -151,6 +152,7 @@ def test_numbers(kvm) -> None:
     assert kvm.api_version == 12
     assert kvm.vcpu_mmap_size >= 4096
     assert kvm.vcpu_mmap_size % 4096 == 0
+    assert kvm.arch == {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
     assert kvm.backend in ("svm", "vmx", "pvm", "arm64", "riscv64", "unknown")
 
 

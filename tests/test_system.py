@@ -14,7 +14,7 @@ import guests
 import pytest
 
 import kvmcpu
-from kvmcpu import ConfigError, System, config, devices
+from kvmcpu import ConfigError, System, boards, config, devices
 from kvmcpu.console import ConsoleClosed, ConsoleTimeout
 from kvmcpu.devices import Device, Ports, Register
 
@@ -193,6 +193,12 @@ def test_what_makes_no_sense(options, pattern) -> None:
 def test_nothing_to_run() -> None:
     with pytest.raises(ConfigError, match="nothing to run"):
         System().run()
+
+
+def test_board_of_another_architecture(image, monkeypatch) -> None:
+    monkeypatch.setattr(boards.Pc, "arch", "riscv64")
+    with pytest.raises(ConfigError, match="pc is a machine of riscv64, and"):
+        image("hlt").run()
 
 
 def test_two_devices_at_one_address(image) -> None:

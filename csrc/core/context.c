@@ -61,8 +61,8 @@ static int get(struct kc_vcpu *vcpu, unsigned int i, struct kc_error *err)
  */
 static void forget_debug(struct kc_vcpu *vcpu)
 {
-	if (vcpu->told_debug.control)
-		vcpu->told_debug.control = UINT32_MAX;
+	if (vcpu->told_debug)
+		vcpu->told_debug = UINT32_MAX;
 }
 
 static int set(struct kc_vcpu *vcpu, unsigned int i, struct kc_error *err)

@@ -2,7 +2,6 @@
 #include "entry.h"
 
 #include <errno.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <time.h>
 
@@ -94,20 +93,19 @@ kc_hot int set_debug(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	struct kvm_guest_debug debug;
 
-	if (__builtin_expect(!(vcpu->debug.control | vcpu->told_debug.control) && !vcpu->stepping,
-			     1))
+	if (__builtin_expect(!(vcpu->debug_control | vcpu->told_debug) && !vcpu->stepping, 1))
 		return 0;
-	debug = vcpu->debug;
+	debug = (struct kvm_guest_debug){ .control = vcpu->debug_control,
+					  .arch = vcpu->debug_arch };
 	if (vcpu->stepping)
 		debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
-	if (debug.control == vcpu->told_debug.control &&
-	    (!debug.control || !memcmp(&debug, &vcpu->told_debug, sizeof(debug))))
+	if (debug.control == vcpu->told_debug)
 		return 0;
 	if (kc_context_flush(vcpu, err))
 		return -1;
 	if (ioctl(vcpu->fd, KVM_SET_GUEST_DEBUG, &debug))
 		return kc_fail_os(err, "KVM_SET_GUEST_DEBUG");
-	vcpu->told_debug = debug;
+	vcpu->told_debug = debug.control;
 	kc_context_invalidate(vcpu);
 	return 0;
 }

@@ -213,7 +213,7 @@ int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 		result = vcpu->stepping ? begin_step(vcpu, err)
 					: run_until_overflow(vcpu, rest, err);
 	}
-	if (__builtin_expect(vcpu->stepping || (vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP) ||
+	if (__builtin_expect(vcpu->stepping || (vcpu->debug_control & KVM_GUESTDBG_SINGLESTEP) ||
 				     vcpu->stale_halt,
 			     0))
 		vcpu->entry_pc = kc_arch_pc(vcpu);

@@ -20,7 +20,7 @@ static inline bool kc_insts_are_watched(const struct kc_vcpu *vcpu)
 {
 	return vcpu->inst_stop != KC_NEVER || vcpu->steps_left != KC_NEVER || vcpu->stepping ||
 	       vcpu->step_open || vcpu->has_ticket || vcpu->counters.period ||
-	       (vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP) || vcpu->stale_halt ||
+	       (vcpu->debug_control & KVM_GUESTDBG_SINGLESTEP) || vcpu->stale_halt ||
 	       atomic_load_explicit(&vcpu->vm->inst_budget, memory_order_relaxed) != KC_NEVER;
 }
 

@@ -157,7 +157,7 @@ static bool take_one(void)
 
 static void send(struct kc_kick *kick)
 {
-	if (!atomic_exchange(&kick->sent, true))
+	if (!atomic_exchange(&kick->sent, 1))
 		syscall(SYS_tgkill, getpid(), atomic_load(&kick->thread), kc_kick_signal());
 }
 
@@ -179,7 +179,7 @@ void kc_kick_end(struct kc_vcpu *vcpu)
 	/* A kick, or a timer's, for a vCPU that this thread runs further out may have been taken with ours. */
 	for (struct kc_vcpu *outer = innermost; outer; outer = outer->outer) {
 		outer->armed_until = 0;
-		if (atomic_exchange(&outer->kick.sent, false))
+		if (atomic_exchange(&outer->kick.sent, 0))
 			send(&outer->kick);
 	}
 	pthread_sigmask(SIG_SETMASK, &kick->own, NULL);
@@ -222,7 +222,7 @@ bool kc_kick_consume(struct kc_vcpu *vcpu)
 	bool any = take_one();
 
 	/* Only now: whoever kicks from here on sends a new signal, and we look at everything anew anyway. */
-	if (atomic_exchange(&kick->sent, false)) {
+	if (atomic_exchange(&kick->sent, 0)) {
 		/*
 		 * Perhaps announced but not here yet (what was taken may have been the timer's): it still
 		 * comes, and must not outlive the run.

@@ -38,7 +38,7 @@ struct kc_kick {
 	pthread_mutex_t lock; /* orders sending with entering and leaving a run */
 	_Atomic pid_t thread; /* inside a run; 0: none */
 	uint64_t serial; /* of the thread; its id may come back for another one, this does not */
-	atomic_bool sent; /* a kick is on its way: no need for another */
+	atomic_uint sent; /* a kick is on its way: no need for another (a word, as kc_vm.closed is) */
 	sigset_t own; /* the thread's mask at the start of the run */
 	uint64_t told; /* what KVM was last told to run the guest with */
 	bool is_told;

@@ -4,12 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "arch/arch.h"
 #include "cleanup.h"
 
 atomic_uint kc_forks;
@@ -44,10 +44,9 @@ static int open_device(const char *path, struct kc_error *err)
 	case ENODEV:
 	case ENXIO:
 		kc_fail(err, KC_ERR_NOT_FOUND,
-			"there is no KVM device %s: load the kernel module (modprobe kvm_intel or "
-			"kvm_amd), enable virtualization in the firmware, or, in a container, pass the "
-			"device in (--device /dev/kvm)",
-			path);
+			"there is no KVM device %s: %s, or, in a container, pass the device in "
+			"(--device /dev/kvm)",
+			path, kc_arch_no_device);
 		break;
 	case EACCES:
 	case EPERM:
@@ -201,58 +200,4 @@ int kc_kvm_check_extension(struct kc_kvm *kvm, unsigned long cap, struct kc_erro
 	if (result < 0)
 		return kc_fail_os(err, "KVM_CHECK_EXTENSION");
 	return result;
-}
-
-static bool module_loaded(const char *name)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "/sys/module/%s", name);
-	return access(path, F_OK) == 0;
-}
-
-#if defined(__x86_64__)
-static bool processor_has(const char *flag)
-{
-	FILE *file = fopen("/proc/cpuinfo", "re");
-	kc_auto_free char *line = NULL;
-	size_t capacity = 0, length = strlen(flag);
-	bool found = false;
-
-	if (!file)
-		return false;
-	while (!found && getline(&line, &capacity, file) > 0) {
-		if (strncmp(line, "flags", 5))
-			continue;
-		for (const char *at = line; !found && (at = strstr(at, flag)); at += length)
-			found = at[-1] == ' ' && (at[length] == ' ' || at[length] == '\n');
-		break;
-	}
-	fclose(file);
-	return found;
-}
-#endif
-
-const char *kc_kvm_backend(void)
-{
-#if defined(__x86_64__)
-	if (module_loaded("kvm_pvm"))
-		return "pvm";
-	if (processor_has("svm") && module_loaded("kvm_amd"))
-		return "svm";
-	if (processor_has("vmx") && module_loaded("kvm_intel"))
-		return "vmx";
-	if (processor_has("svm"))
-		return "svm";
-	if (processor_has("vmx"))
-		return "vmx";
-	/* KVM without either extension can only be a paravirtual backend. */
-	return access("/dev/kvm", F_OK) == 0 ? "pvm" : "unknown";
-#elif defined(__aarch64__)
-	return "arm64";
-#elif defined(__riscv)
-	return "riscv64";
-#else
-	return "unknown";
-#endif
 }

@@ -48,7 +48,5 @@ void kc_kvm_leave(struct kc_kvm *kvm);
 int kc_kvm_device(struct kc_kvm *kvm, struct kc_error *err);
 /* KVM_CHECK_EXTENSION: >= 0, or -1 and an error. */
 int kc_kvm_check_extension(struct kc_kvm *kvm, unsigned long cap, struct kc_error *err);
-/* "svm", "vmx", "pvm", "arm64", "riscv64" or "unknown". */
-const char *kc_kvm_backend(void);
 
 #endif

@@ -263,8 +263,8 @@ kc_hot bool is_asked(struct kc_vcpu *vcpu)
 static bool is_plain(struct kc_vcpu *vcpu)
 {
 	return vcpu->time_source == KC_TIME_TSC && vcpu->active && !vcpu->draining &&
-	       !is_asked(vcpu) && !kc_insts_are_watched(vcpu) && !vcpu->debug.control &&
-	       !vcpu->told_debug.control && !kc_lock_is_mine(&vcpu->vm->device_lock);
+	       !is_asked(vcpu) && !kc_insts_are_watched(vcpu) && !vcpu->debug_control &&
+	       !vcpu->told_debug && !kc_lock_is_mine(&vcpu->vm->device_lock);
 }
 
 /*
@@ -491,7 +491,10 @@ int kc_vcpu_set_debug(struct kc_vcpu *vcpu, const struct kvm_guest_debug *debug,
 {
 	if (kc_vcpu_check(vcpu, err))
 		return -1;
-	vcpu->debug = *debug;
+	vcpu->debug_control = debug->control;
+	vcpu->debug_arch = debug->arch;
+	if (vcpu->told_debug)
+		vcpu->told_debug = UINT32_MAX;
 	vcpu->plain = false;
 	return 0;
 }

@@ -154,8 +154,16 @@ struct kc_vcpu *kc_vcpu_create(struct kc_vm *vm, int id, const struct kc_vcpu_co
 			       struct kc_error *err)
 {
 	size_t size = (sizeof(struct kc_vcpu) + KC_VCPU_ALIGN - 1) / KC_VCPU_ALIGN * KC_VCPU_ALIGN;
-	kc_auto_free struct kc_vcpu *vcpu = aligned_alloc(KC_VCPU_ALIGN, size);
+	kc_auto_free struct kc_vcpu *vcpu = NULL;
 
+	if (!kc_arch_file_count) {
+		kc_fail(err, KC_ERR_UNSUPPORTED,
+			"kvmcpu has no vCPU of %s yet: on this architecture it has virtual "
+			"machines, their memory and event queues, and guests run on x86-64",
+			kc_arch_name);
+		return NULL;
+	}
+	vcpu = aligned_alloc(KC_VCPU_ALIGN, size);
 	if (!vcpu) {
 		kc_fail(err, KC_ERR_MEMORY, "out of memory");
 		return NULL;

@@ -153,8 +153,8 @@ struct kc_vcpu {
 	uint64_t steps_left; /* by kc_vcpu_step: single steps still wanted; KC_NEVER: not stepping */
 	uint64_t entry_pc; /* where the last single step began */
 	uint64_t step_pc; /* where it is */
-	struct kvm_guest_debug debug; /* what the user wants */
-	struct kvm_guest_debug told_debug; /* what KVM was told */
+	uint32_t debug_control; /* of struct kvm_guest_debug: what the user wants */
+	uint32_t told_debug; /* what KVM was told; UINT32_MAX: it is to be told anew */
 
 	/* Interrupts to be delivered (V17), by any thread */
 	_Atomic uint64_t interrupts[4];
@@ -163,6 +163,7 @@ struct kc_vcpu {
 	struct kc_exit_ring exits;
 	/* What an exit touches ends here: all of it in one page (KC_VCPU_ALIGN). */
 	char counter_error[384]; /* why the host counts nothing for us; empty if it does */
+	struct kvm_guest_debug_arch debug_arch; /* the rest of what the user wants */
 };
 
 /* A guest's exit leaves the host's translations cold: each page that the way back touches costs a walk. */

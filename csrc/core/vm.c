@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "arch/arch.h"
 #include "cleanup.h"
 #include "vcpu.h"
 
@@ -23,6 +24,7 @@ struct kc_vm *kc_vm_create(struct kc_kvm *kvm, unsigned long type, uint64_t tick
 		kc_fail(err, KC_ERR_MEMORY, "out of memory");
 		return NULL;
 	}
+	type = kc_arch_vm_type(kvm_fd, type);
 	do {
 		fd = ioctl(kvm_fd, KVM_CREATE_VM, type);
 	} while (fd < 0 && errno == EINTR);
@@ -222,7 +224,7 @@ void kc_vm_close(struct kc_vm *vm)
 {
 	unsigned int depth = 0;
 
-	if (atomic_exchange(&vm->closed, true))
+	if (atomic_exchange(&vm->closed, 1))
 		return;
 	/* In a child of a fork these are the parent's threads and locks: only let go of the fds. */
 	if (vm->fork_generation != kc_fork_generation()) {

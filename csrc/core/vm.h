@@ -36,7 +36,7 @@ struct kc_vm {
 	struct kc_kvm *kvm;
 	int fd;
 	unsigned int fork_generation;
-	_Atomic bool closed; /* set once, under .lock */
+	atomic_uint closed; /* set once; a word: riscv64 exchanges nothing smaller by itself */
 	bool irqchip; /* the kernel's interrupt controller exists */
 	uint64_t tick_frequency;
 	struct kc_trace *trace; /* outlives the VM */

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 
+#include "arch/arch.h"
 #ifdef __x86_64__
 #include "arch/x86_64.h"
 #endif
@@ -83,7 +84,7 @@ static PyObject *repr(PyObject *self)
 
 	if (!kvm)
 		return PyUnicode_FromString("<Kvm, not open>");
-	return PyUnicode_FromFormat("<Kvm %s %s%s>", kvm->path, kc_kvm_backend(),
+	return PyUnicode_FromFormat("<Kvm %s %s%s>", kvm->path, kc_arch_backend(),
 				    atomic_load(&kvm->closed) ? " closed" : "");
 }
 
@@ -111,9 +112,14 @@ static PyObject *get_api_version(PyObject *self, void *unused)
 	return PyLong_FromLong(version);
 }
 
+static PyObject *get_arch(PyObject *self, void *unused)
+{
+	return PyUnicode_FromString(kc_arch_name);
+}
+
 static PyObject *get_backend(PyObject *self, void *unused)
 {
-	return PyUnicode_FromString(kc_kvm_backend());
+	return PyUnicode_FromString(kc_arch_backend());
 }
 
 static PyObject *get_vcpu_mmap_size(PyObject *self, void *unused)
@@ -354,6 +360,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef properties[] = {
 	{ "path", get_path, NULL, DOC_Kvm_path, NULL },
 	{ "api_version", get_api_version, NULL, DOC_Kvm_api_version, NULL },
+	{ "arch", get_arch, NULL, DOC_Kvm_arch, NULL },
 	{ "backend", get_backend, NULL, DOC_Kvm_backend, NULL },
 	{ "vcpu_mmap_size", get_vcpu_mmap_size, NULL, DOC_Kvm_vcpu_mmap_size, NULL },
 	{ "closed", get_closed, NULL, DOC_Kvm_closed, NULL },

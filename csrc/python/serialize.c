@@ -10,14 +10,9 @@
 #include "vcpu_parts.h"
 #if defined(__x86_64__)
 #include "arch/x86_64.h"
-#define ARCH "x86_64"
 #define EARLY_FILES KC_X86_MP_STATE /* files below go before the MSRs */
 #define MSR_TSC_DEADLINE 0x6e0 /* arms a timer of the local APIC: after it */
-#elif defined(__aarch64__)
-#define ARCH "arm64"
-#define EARLY_FILES kc_arch_file_count
 #else
-#define ARCH "riscv64"
 #define EARLY_FILES kc_arch_file_count
 #endif
 
@@ -186,7 +181,7 @@ static int put_all(PyObject *self, PyObject *dict)
 	bool nmi = atomic_load(&vcpu->requests) & KC_REQUEST_NMI;
 
 	if (put(dict, "version", PyLong_FromLong(STATE_VERSION)) ||
-	    put(dict, "arch", PyUnicode_FromString(ARCH)) ||
+	    put(dict, "arch", PyUnicode_FromString(kc_arch_name)) ||
 	    put(dict, "active", PyBool_FromLong(vcpu->active)) ||
 	    put(dict, "period", PyLong_FromUnsignedLongLong(vcpu->period)) ||
 	    put(dict, "interrupts", interrupts(vcpu)) || put(dict, "nmi", PyBool_FromLong(nmi)))
@@ -420,11 +415,10 @@ static int parse_header(PyObject *dict)
 			     (unsigned long long)number, STATE_VERSION);
 		return -1;
 	}
-	if (!PyUnicode_Check(arch) || PyUnicode_CompareWithASCIIString(arch, ARCH)) {
+	if (!PyUnicode_Check(arch) || PyUnicode_CompareWithASCIIString(arch, kc_arch_name)) {
 		PyErr_Format(PyExc_ValueError,
-			     "the state is of a vCPU of architecture %R, this is one of "
-			     "'" ARCH "'",
-			     arch);
+			     "the state is of a vCPU of architecture %R, this is one of '%s'", arch,
+			     kc_arch_name);
 		return -1;
 	}
 	return 0;

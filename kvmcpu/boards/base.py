@@ -46,6 +46,7 @@ class Board(ABC):
     """
 
     name: ClassVar[str]
+    arch: ClassVar[str]  # as Kvm.arch has it
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class Pc(Board):
     """The PC board."""
 
     name = "pc"
+    arch = "x86_64"
 
     @classmethod
     def standard_devices(cls) -> list[Device]:

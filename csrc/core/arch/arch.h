@@ -14,6 +14,14 @@
 struct kc_vcpu;
 struct kc_vm;
 
+extern const char kc_arch_name[]; /* "x86_64", "arm64" or "riscv64" */
+extern const char kc_arch_no_device[]; /* what to do where there is no KVM */
+/* What runs the guests: "svm", "vmx", "pvm", "arm64", "riscv64" or "unknown". */
+const char *kc_arch_backend(void);
+/* The type for KVM_CREATE_VM: the user's, with what this host needs where he leaves it open. */
+unsigned long kc_arch_vm_type(int kvm_fd, unsigned long type);
+
+/* None: this architecture has no vCPU yet. */
 extern const struct kc_file kc_arch_files[];
 extern const unsigned int kc_arch_file_count;
 /* The general registers' index among them. */

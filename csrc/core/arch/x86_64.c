@@ -12,7 +12,15 @@
 #include "vcpu.h"
 #include "vm.h"
 
+const char kc_arch_name[] = "x86_64";
+const char kc_arch_no_device[] = "load the kernel module (modprobe kvm_intel or kvm_amd), enable "
+				 "virtualization in the firmware";
 const unsigned int kc_arch_regs = KC_X86_REGS;
+
+unsigned long kc_arch_vm_type(int kvm_fd, unsigned long type)
+{
+	return type;
+}
 
 /* ---- CPUID ---- */
 
