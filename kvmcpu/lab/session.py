@@ -163,7 +163,7 @@ def _kernel(job: Job, progress: images.Progress) -> images.Kernel:
     return images.own_kernel(job.target, job.kernel, job.modules, job.busybox)
 
 
-def _shares(job: Job, progress: images.Progress) -> list[machine.Share]:
+def _shares(job: Job) -> list[machine.Share]:
     work = machine.Share("work", job.directory, writable=True)
     if job.root is not None:
         return [machine.Share("root", job.root), work]
@@ -195,7 +195,7 @@ class Session:
             job.target,
             qemu,
             _kernel(job, progress or _quiet),
-            _shares(job, progress or _quiet),
+            _shares(job),
             memory=job.memory,
             cpus=job.cpus,
             terminal=terminal,
@@ -342,4 +342,4 @@ class Session:
 def prepare(job: Job, progress: images.Progress) -> None:
     """Fetch and build what the job's lab needs, if it is not there yet."""
     _kernel(job, progress)
-    _shares(job, progress)
+    _shares(job)
