@@ -263,6 +263,7 @@ class System:
         self._board = board
         for device in self.devices:
             board.add(device)
+        board.complete()
         serial = board.find(Serial16550)
         if serial is not None:
             self.console.connect(serial.input)

@@ -449,3 +449,21 @@ def test_a_reset_is_told(tmp_path: Path) -> None:
     done = run("run", flat(tmp_path, "mov al, 0xfe; out 0x64, al; 1: jmp 1b"))
     assert done.returncode == 0
     assert done.stderr == "kvmcpu: the guest reset its machine\n"
+
+
+@pytest.mark.kvm
+def test_a_disk_without_permission(tmp_path: Path) -> None:
+    disk, image = tmp_path / "disk.img", flat(tmp_path, EXIT_7)
+    disk.write_bytes(bytes(4096))
+    command = [sys.executable, "-m", "kvmcpu", "run", "--disk", disk, image]
+    if os.getuid() == 0:
+        # root may open everything, unless it gives up the capabilities for that.
+        nobody = pwd.getpwnam("nobody").pw_uid
+        os.chown(disk, nobody, -1)
+        lowered = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+        if shutil.which("setpriv") is None or subprocess.run([*lowered, "true"]).returncode:
+            pytest.skip("root without setpriv (util-linux): every file can be opened")
+        command = [*lowered, *command]
+    disk.chmod(0o600 if os.getuid() == 0 else 0)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    says_one_line(done, r"disk\.img.*Permission denied")

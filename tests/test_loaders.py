@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import guests
 import pytest
 
 import kvmcpu
-from kvmcpu import loaders
+from kvmcpu import devices, loaders
 from kvmcpu.loaders import base, x86_start
 from kvmcpu.ram import add_ram
 
@@ -80,6 +82,20 @@ def test_an_elf_has_its_own_mode_and_address(tmp_path: Path) -> None:
     path = write(tmp_path / "a", guests.link_elf(".globl _start\n_start: hlt"))
     with pytest.raises(loaders.LoadError, match="says itself"):
         loaders.open_image(path, mode="real")
+
+
+@pytest.mark.parametrize("package", [devices, loaders])
+def test_packages_show_what_they_import_later(package) -> None:
+    shown = dir(package)
+    assert set(package.__all__) <= set(shown)
+    assert all(
+        getattr(package, name).__name__ == name for name in package.__all__ if name[0].isupper()
+    )
+    # Also before anybody asked for one of them.
+    code = f"import {package.__name__} as p; print(*(set(p.__all__) - set(dir(p))))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        package.Nothing  # noqa: B018
 
 
 # ---------------------------------------------------------------------------- ELF files

@@ -15,6 +15,7 @@ import kvmcpu
 from kvmcpu import System
 from kvmcpu.loaders import LoadError, Multiboot2Image, MultibootImage, open_image
 from kvmcpu.loaders.multiboot import Module
+from kvmcpu.ram import add_ram
 
 MAGIC1, MAGIC2 = 0x1BADB002, 0xE85250D6
 BASE = 0x100000
@@ -139,6 +140,22 @@ def test_version_2(tmp_path, kernel) -> None:
         assert struct.pack("<QQII", 0x100000, 7 << 20, 1, 0) in found[6]
 
 
+def test_memory_above_4_gib(vm: kvmcpu.VM) -> None:
+    add_ram(vm, 5 << 30)  # nothing touches it
+    lower, upper = 640, (3 << 20) - 1024  # KiB
+    entry = struct.pack("<QQI", 4 << 30, 2 << 30, 1)
+    one = MultibootImage(flat1()).information(vm, 0x200000, "", ())
+    assert struct.unpack_from("<2I", one, 4) == (lower, upper)
+    assert struct.pack("<I", 20) + entry in one
+    two = Multiboot2Image(flat2()).information(vm, 0x200000, "", ())
+    assert struct.pack("<4I", 4, 16, lower, upper) in two
+    assert entry + bytes(4) in two
+    # What the kernel is given stays below, where it can reach it.
+    module = Module(bytes(4096), "m")
+    start = MultibootImage(flat1(), modules=[module]).load(vm)
+    assert all(end <= 1 << 32 for _, end in start.taken)
+
+
 @pytest.mark.parametrize(
     ("data", "pattern"),
     [
@@ -194,19 +211,44 @@ def test_what_does_not_fit(tmp_path) -> None:
         open_image(plain, modules=[module])
 
 
+@pytest.fixture(scope="module")
+def machine():
+    with kvmcpu.Kvm() as kvm, kvm.create_vm() as vm:
+        vm.add_memory(0, "16MiB")
+        yield vm, vm.create_vcpu()
+
+
+@pytest.mark.kvm
 @settings(max_examples=300, deadline=None)
-@given(st.booleans(), st.lists(st.integers(0, 0xFFFFFFFF), max_size=30), st.binary(max_size=200))
-def test_any_header(second, words, rest) -> None:
-    """Whatever stands behind a magic number: a kernel, or a LoadError."""
+@given(
+    second=st.booleans(),
+    load=st.none() | st.integers(0x1000, 17 << 20) | st.integers(0, 0xFFFFFFFF),
+    words=st.lists(st.integers(0, 0xFFFFFFFF), max_size=30),
+    rest=st.binary(max_size=200),
+)
+def test_any_header(machine, second, load, words, rest) -> None:
+    """Whatever stands behind a magic number: a kernel that is loaded, or a LoadError.
+
+    load: where the header says that it goes, as if the rest made sense; few get that far else.
+    """
+    vm, cpu = machine
     fields = struct.pack(f"<{len(words)}I", *words)
+    place = () if load is None else (load, load, 0, 0, load)
     if second:
-        data = header2(fields, END) + rest
-        kind = Multiboot2Image
+        tags = (tag(2, *place[:4]), tag(3, load)) if place else ()
+        data, kind = header2(*tags, fields, END) + rest, Multiboot2Image
+        if place and len(words) % 2:
+            data = header2(*tags, END) + fields + rest
     else:
-        flags = words[0] & 0x1FFFF if words else 0
-        data, kind = header1(flags) + fields + rest, MultibootImage
+        flags = 1 << 16 if place else words[0] & 0x1FFFF if words else 0
+        data, kind = header1(flags, *place) + fields + rest, MultibootImage
     try:
         kernel = kind(data, modules=[Module(b"x", "")])
+        start = kernel.load(vm)
+        start.begin(vm, cpu, ["an argument"])
     except LoadError:
         return
-    assert kernel.entry < 1 << 32
+    assert cpu.regs.rip == kernel.entry
+    assert (cpu.regs.rax, cpu.regs.rbx % 8) == (kernel.booted, 0)
+    (segment,) = kernel.segments
+    assert vm.read(segment.physical, len(segment.data)) == segment.data

@@ -160,6 +160,17 @@ def test_fw_cfg_by_bytes_and_strings(kvm):
             device.add_file("x" * 56, b"")
 
 
+def test_memory_above_4_gib_is_told(kvm):
+    config = FwCfg()
+    with bench(kvm, Cmos(), config, memory=5 << 30) as board:  # nothing touches it
+        p = Ports(board)
+        # From 16 MiB, and from 4 GiB, in 64 KiB.
+        assert cmos(p, 0x34) | cmos(p, 0x35) << 8 == (3 << 30) - (16 << 20) >> 16
+        assert sum(cmos(p, 0x5B + i) << 8 * i for i in range(3)) == 2 << 30 >> 16
+        map_ = config._items[config._files["etc/e820"]]
+        assert list(struct.iter_unpack("<QQI", map_)) == [(0, 3 << 30, 1), (4 << 30, 2 << 30, 1)]
+
+
 def test_fw_cfg_by_dma(kvm):
     device = FwCfg()
     with bench(kvm, device) as board:

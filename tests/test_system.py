@@ -247,6 +247,17 @@ def test_kernel_with_interrupts(kernel, tmp_path) -> None:
         assert system.wait(10).exit_code == 5
 
 
+def test_the_kernel_sees_memory_above_4_gib(kernel) -> None:
+    with System(memory="5GiB") as system:  # nothing touches most of it
+        system.load(kernel)
+        system.start()
+        system.console.expect("> ", 60)
+        system.console.send("mem\n")
+        text = system.console.expect(r"\n(.*)\r\n> ", 60).group(1)
+        assert "0x100000 + 0xbff00000 available" in text
+        assert "0x100000000 + 0x80000000 available" in text
+
+
 def test_two_cpus(tmp_path) -> None:
     """The second CPU is started by INIT and SIPI; they talk by interrupts."""
     path = tmp_path / "two.elf"

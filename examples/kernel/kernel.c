@@ -155,6 +155,17 @@ static void print_number(uint32_t n, uint32_t base)
 	print(base == 16 ? "0x" : ""), print(&digits[i]);
 }
 
+static void print_address(uint64_t n)
+{
+	int shift = 60;
+
+	print("0x");
+	while (shift && !(n >> shift & 15))
+		shift -= 4;
+	for (; shift >= 0; shift -= 4)
+		put("0123456789abcdef"[n >> shift & 15]);
+}
+
 static uint32_t number(const char *text)
 {
 	uint32_t n = 0;
@@ -182,8 +193,8 @@ static void print_memory(void)
 	while (at < info->mmap_addr + info->mmap_length) {
 		const struct memory *memory = (const struct memory *)at;
 
-		print_number((uint32_t)memory->base, 16), print(" + ");
-		print_number((uint32_t)memory->length, 16);
+		print_address(memory->base), print(" + ");
+		print_address(memory->length);
 		print(memory->type == 1 ? " available\n" : " reserved\n");
 		at += memory->size + 4;
 	}

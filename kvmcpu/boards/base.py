@@ -80,6 +80,9 @@ class Board(ABC):
         device.attach(self)
         self.devices.append(device)
 
+    def complete(self) -> None:  # noqa: B027
+        """Called when all devices are there, before anything is loaded."""
+
     def irq(self, gsi: int) -> Irq:
         """An interrupt line; the same object for all who share it."""
         return self._lines.setdefault(gsi, Irq(self.vm, gsi))

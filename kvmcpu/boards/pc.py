@@ -8,12 +8,14 @@
 | below 4 GiB | the firmware's file, where there is one |
 | from 4 GiB | memory beyond 3 GiB |
 
-Interrupt lines: 0 timer, 1 keyboard, 4 serial port, 8 clock, 12 mouse, 14 disks.
+Interrupt lines: 0 timer, 1 keyboard, 4 serial port, 8 clock, 12 mouse, 14 disks. Firmware gets ACPI
+and SMBIOS tables for what there is.
 """
 
 from __future__ import annotations
 
 from kvmcpu import devices
+from kvmcpu.boards import acpi, smbios
 from kvmcpu.boards.base import Board
 from kvmcpu.devices.base import Device
 from kvmcpu.ram import add_ram
@@ -46,3 +48,13 @@ class Pc(Board):
         # Port 0x61 with it: firmware measures its clock by the timer's channel 2.
         self.vm.create_pit(speaker_dummy=True)
         add_ram(self.vm, self.memory)
+
+    def complete(self) -> None:
+        config, power = self.find(devices.FwCfg), self.find(devices.PowerOff)
+        if config is None:
+            return
+        files = smbios.tables(self.memory, self.cpus)
+        if power is not None:
+            files |= acpi.tables(power.port)
+        for name, data in files.items():
+            config.add_file(name, data)

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from kvmcpu.devices.base import Device, Ports, Register, State
 
-# ACPI 6.5, 4.8.3.2: bit 13 enters the sleep state in bits 10-12; 0 is S5 here.
+# ACPI 6.5, 4.8.3.2: bit 13 enters the sleep state in bits 10-12; 0 is S5 here. Bit 0: ACPI is on.
+_ACPI_ON = 1 << 0
 _SLEEP = 1 << 13
 _SLEEP_TYPE = 7 << 10
 
@@ -20,6 +21,7 @@ class PowerOff(Device):
     | port | what |
     | --- | --- |
     | ``port`` (0x604), 0xB004 | ACPI's PM1a control register: sleep state S5 is power-off |
+    | ``port - 4`` | ACPI's PM1a status and enable registers: nothing ever happens |
     | 0x8900 | the text "Shutdown", byte by byte: power-off (Bochs; SeaBIOS's APM) |
     | 0xCF9 | reset control: bit 2 while bit 1 is set is a reset (Intel ICH data sheets) |
     | 0x92 | system control port A: bit 0 is a fast reset, bit 1 the A20 gate |
@@ -28,8 +30,12 @@ class PowerOff(Device):
     port: int = 0x604
     TEXT: ClassVar[bytes] = b"Shutdown"
 
+    acpi_events = Ports("port", 4, start=-4)
+    pm1a_status = Register(acpi_events, 0, 2, access="r")
+    pm1a_enable = Register(acpi_events, 2, 2)
     acpi = Ports("port", 2)
-    pm1a_control = Register(acpi, 0, 2, fields={"SLP_TYP": (10, 3), "SLP_EN": 13})
+    pm1a_control = Register(acpi, 0, 2, reset=_ACPI_ON, mask=0xFFFF & ~_ACPI_ON,
+                            fields={"SCI_EN": 0, "SLP_TYP": (10, 3), "SLP_EN": 13})  # fmt: skip
     old_acpi = Ports(0xB004, 2)
     old_pm1a_control = Register(old_acpi, 0, 2, fields={"SLP_TYP": (10, 3), "SLP_EN": 13})
     shutdown = Ports(0x8900, 1)

@@ -20,6 +20,7 @@ FIRST_FREE = 0x1000  # below are real mode's interrupt vectors and the firmware'
 ARGUMENTS = 0x500  # to FIRST_FREE: the first address that PC software may use
 HOLE = (0xA0000, 0x100000)  # a PC's video memory and firmware
 STACK_SIZE = 64 << 10
+_PIECE = 1 << 20
 
 
 class LoadError(Exception):
@@ -83,6 +84,27 @@ class Start:
             )
         vm.write(ARGUMENTS, text)
         return ARGUMENTS
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is copied to memory: data at a physical address, then zeros up to a size."""
+
+    physical: int
+    data: bytes
+    size: int
+    virtual: int | None = None
+    """The address that the code in it uses, where that is another one."""
+
+    @property
+    def part(self) -> tuple[int, int]:
+        return self.physical, self.physical + self.size
+
+    def load(self, vm: VM) -> None:
+        vm.write(self.physical, self.data)
+        # In pieces, as a BSS can be larger than what one wants to have twice.
+        for at in range(len(self.data), self.size, _PIECE):
+            vm.write(self.physical + at, bytes(min(_PIECE, self.size - at)))
 
 
 class Loader(Protocol):

@@ -8,11 +8,10 @@ that is more, are mapped to themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
-from kvmcpu.loaders.base import LoadError, Start, check_ram, overlapping, span
+from kvmcpu.loaders.base import LoadError, Segment, Start, check_ram, overlapping, span
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -30,21 +29,6 @@ _MODES: dict[tuple[str, int], Literal["protected", "long"]] = {
     ("EM_X86_64", 64): "long",
     ("EM_386", 32): "protected",
 }
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What a PT_LOAD program header says."""
-
-    virtual: int
-    physical: int
-    data: bytes
-    size: int
-    """Bytes in memory; what the data does not fill is zero."""
-
-    @property
-    def part(self) -> tuple[int, int]:
-        return self.physical, self.physical + self.size
 
 
 class ElfImage:
@@ -98,7 +82,7 @@ class ElfImage:
                     " in the file than in memory"
                 )
             self.segments.append(
-                Segment(header["p_vaddr"], header["p_paddr"], content, header["p_memsz"])
+                Segment(header["p_paddr"], content, header["p_memsz"], header["p_vaddr"])
             )
         if not self.segments:
             raise LoadError("the ELF file has nothing to load (no PT_LOAD segment)")
@@ -112,6 +96,7 @@ class ElfImage:
 
     def _physical(self, entry: int) -> int:
         for segment in self.segments:
+            assert segment.virtual is not None
             if segment.virtual <= entry < segment.virtual + segment.size:
                 return entry - segment.virtual + segment.physical
         if any(s.part[0] <= entry < s.part[1] for s in self.segments):
@@ -122,9 +107,5 @@ class ElfImage:
         for segment in self.segments:
             check_ram(vm, segment.part, "the ELF file's segment")
         for segment in self.segments:
-            vm.write(segment.physical, segment.data)
-            start, end = segment.physical + len(segment.data), segment.part[1]
-            # In pieces, as a BSS can be larger than what one wants to have twice.
-            for address in range(start, end, 1 << 20):
-                vm.write(address, bytes(min(1 << 20, end - address)))
+            segment.load(vm)
         return Start(self.mode, self.entry, tuple(s.part for s in self.segments))

@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvmcpu.loaders.base import HOLE, PAGE, LoadError, Start, check_ram, contents, find_room, ram
+from kvmcpu.loaders.base import (
+    HOLE,
+    PAGE,
+    LoadError,
+    Segment,
+    Start,
+    check_ram,
+    contents,
+    find_room,
+    ram,
+)
 from kvmcpu.loaders.elf import MAGIC as ELF_MAGIC
 from kvmcpu.loaders.elf import ElfImage
 
@@ -57,28 +67,10 @@ class Module:
         return cls(data, os.fspath(path) if line is None else line)
 
 
-@dataclass(frozen=True)
-class Part:
-    """What is copied to memory: data at an address, then zeros up to a size."""
-
-    address: int
-    data: bytes
-    size: int
-
-    @property
-    def span(self) -> tuple[int, int]:
-        return self.address, self.address + self.size
-
-    def load(self, vm: VM) -> None:
-        vm.write(self.address, self.data)
-        for at in range(len(self.data), self.size, MIB):
-            vm.write(self.address + at, bytes(min(MIB, self.size - at)))
-
-
 def by_addresses(
     data: bytes, header: int, header_address: int, load: int, load_end: int, bss_end: int
-) -> Part:
-    """The part of a file that its header's addresses say; 0 for what the header leaves open."""
+) -> Segment:
+    """The segment of a file that its header's addresses say; 0 for what the header leaves open."""
     start = header - (header_address - load)
     if load > header_address or start < 0:
         raise LoadError(
@@ -92,7 +84,7 @@ def by_addresses(
     total = max(bss_end - load, size) if bss_end else size
     if bss_end and bss_end < load + size:
         raise LoadError("the multiboot header's bss_end_addr lies before the end of what is loaded")
-    return Part(load, data[start : start + size], total)
+    return Segment(load, data[start : start + size], total)
 
 
 def memory_map(vm: VM) -> list[tuple[int, int, int]]:
@@ -123,23 +115,23 @@ class Kernel:
     kind = "multiboot kernel"
 
     def __init__(
-        self, name: str, parts: Sequence[Part], entry: int, modules: Sequence[Any]
+        self, name: str, segments: Sequence[Segment], entry: int, modules: Sequence[Any]
     ) -> None:
         self.name = name
-        self.parts = tuple(parts)
+        self.segments = tuple(segments)
         self.entry = entry
         self.modules = tuple(Module.read(spec) for spec in modules)
-        if entry >= 1 << 32 or any(part.span[1] > 1 << 32 for part in parts):
+        if entry >= 1 << 32 or any(s.part[1] > 1 << 32 for s in segments):
             raise LoadError("a multiboot kernel lies below 4 GiB")
-        if not any(part.span[0] <= entry < part.span[1] for part in parts):
+        if not any(s.part[0] <= entry < s.part[1] for s in segments):
             raise LoadError(f"the entry point {entry:#x} lies outside of what is loaded")
 
     def load(self, vm: VM) -> Start:
-        for part in self.parts:
-            check_ram(vm, part.span, "the multiboot kernel")
-        for part in self.parts:
-            part.load(vm)
-        taken = [part.span for part in self.parts]
+        for segment in self.segments:
+            check_ram(vm, segment.part, "the multiboot kernel")
+        for segment in self.segments:
+            segment.load(vm)
+        taken = [segment.part for segment in self.segments]
         top = _top(taken)
         placed = []
         for module in self.modules:
@@ -198,14 +190,13 @@ class MultibootImage(Kernel):
             raise LoadError("the multiboot kernel asks for a graphics mode, and there is text only")
         if addresses is not None:
             *place, entry = addresses
-            parts = [by_addresses(data, header, *place)]
+            segments = [by_addresses(data, header, *place)]
         elif data.startswith(ELF_MAGIC):
             image = ElfImage(data)
-            parts = [Part(s.physical, s.data, s.size) for s in image.segments]
-            entry = image.entry
+            segments, entry = image.segments, image.entry
         else:
             raise LoadError("the multiboot kernel is no ELF file, and says no addresses")
-        super().__init__(name, parts, entry, modules)
+        super().__init__(name, segments, entry, modules)
 
     @staticmethod
     def _fields(data: bytes, header: int, offset: int, count: int) -> tuple[int, ...]:

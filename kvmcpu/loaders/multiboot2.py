@@ -11,13 +11,12 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvmcpu.loaders.base import LoadError
+from kvmcpu.loaders.base import LoadError, Segment
 from kvmcpu.loaders.elf import MAGIC as ELF_MAGIC
 from kvmcpu.loaders.elf import ElfImage
 from kvmcpu.loaders.multiboot import (
     LOADER_NAME,
     Kernel,
-    Part,
     by_addresses,
     lower_and_upper,
     memory_map,
@@ -48,7 +47,7 @@ class Multiboot2Image(Kernel):
         header = find_header(data)
         if header is None:
             raise LoadError("there is no multiboot2 header")
-        part: Part | None = None
+        segment: Segment | None = None
         entry: int | None = None
         for kind, flags, content in _tags(data, header):
             try:
@@ -58,7 +57,7 @@ class Multiboot2Image(Kernel):
                     at, load, *ends = struct.unpack("<4I", content[:16])
                     # -1: the file is loaded from its beginning (3.1.5).
                     load = (at - header) & 0xFFFFFFFF if load == 0xFFFFFFFF else load
-                    part = by_addresses(data, header, at, load, *ends)
+                    segment = by_addresses(data, header, at, load, *ends)
                 elif kind == _ENTRY:
                     entry = struct.unpack("<I", content[:4])[0]
                 elif kind == _CONSOLE and struct.unpack("<I", content[:4])[0] & _CONSOLE_REQUIRED:
@@ -67,17 +66,16 @@ class Multiboot2Image(Kernel):
                     raise LoadError(f"the multiboot2 header asks for tag {kind}, which is not here")
             except struct.error:
                 raise LoadError(f"the multiboot2 header's tag {kind} is cut short") from None
-        if part is not None:
+        if segment is not None:
             if entry is None:
                 raise LoadError("the multiboot2 header has addresses and no entry address")
-            parts = [part]
+            segments = [segment]
         elif data.startswith(ELF_MAGIC):
             image = ElfImage(data)
-            parts = [Part(s.physical, s.data, s.size) for s in image.segments]
-            entry = image.entry if entry is None else entry
+            segments, entry = image.segments, image.entry if entry is None else entry
         else:
             raise LoadError("the multiboot2 kernel is no ELF file, and says no addresses")
-        super().__init__(name, parts, entry, modules)
+        super().__init__(name, segments, entry, modules)
 
     def information(
         self, vm: VM, _address: int, command_line: str, modules: Sequence[tuple[int, int, str]], /
