@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fixtures that the tests share, and a closing list of what was not run and why.
+"""Fixtures that the tests share.
 
 ``guest``, ``long_guest`` and ``user_guest`` make running guests out of assembler (guests.py tells
 where their parts lie); every VM is closed at the end of its test::
@@ -14,15 +14,16 @@ where their parts lie); every VM is closed at the end of its test::
 from __future__ import annotations
 
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import guests
 import pytest
 
 import kvmcpu
+
+VCPUS = {"cpu", "guest", "long_guest", "user_guest"}  # fixtures whose code is x86's
 
 Maker = Callable[..., guests.Guest]
 
@@ -37,36 +38,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the long sweeps")
 
 
-@cache
-def no_kvm() -> str | None:
-    """Why there is no KVM here; None if there is one."""
-    try:
-        kvmcpu.Kvm().close()
-    except kvmcpu.KvmError as error:
-        return f"no KVM here: {error}"
-    return None
-
-
+@pytest.hookimpl(tryfirst=True)  # the plugin then looks at the markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = config.getoption("--slow")
     for item in items:
-        if "kvm" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if not VCPUS.isdisjoint(fixtures):
+            item.add_marker(pytest.mark.kvm(arch="x86_64"))
+        elif "kvm" in fixtures:
             item.add_marker(pytest.mark.kvm)
-        if item.get_closest_marker("kvm") and no_kvm():
-            item.add_marker(pytest.mark.skip(reason=no_kvm() or ""))
         if item.get_closest_marker("slow") and not slow:
             item.add_marker(pytest.mark.skip(reason="a long sweep: run with --slow"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reasons: Counter[str] = Counter()
-    for report in terminalreporter.stats.get("skipped", ()):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        reasons[reason.removeprefix("Skipped: ")] += 1
-    if reasons:
-        terminalreporter.section("not run")
-        for reason, count in reasons.most_common():
-            terminalreporter.line(f"{count:5} test{'s' * (count > 1)}: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,31 @@ def say(message: str) -> None:
     print(f"kvmcpu: {message}", file=sys.stderr, flush=True)
 
 
+def made_from_options() -> argparse.ArgumentParser:
+    """The options that say what a lab is made from."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--arch", choices=tuple(TARGETS), help="the architecture (this machine's)")
+    for name, what in (
+        ("qemu", "a QEMU of your own"),
+        ("kernel", "a kernel of your own; needs --busybox, and --modules if it has drivers there"),
+        ("modules", "that kernel's directory of modules"),
+        ("busybox", "a statically linked busybox of that architecture"),
+    ):
+        options.add_argument(f"--{name}", metavar="PATH", help=what)
+    return options
+
+
+def runs_with_options(size: Callable[[str], int]) -> argparse.ArgumentParser:
+    """The options that say what a command in a lab gets. size: reads a number of bytes."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--root", metavar="DIR", help="a root file system of your own")
+    options.add_argument("--cpus", type=int, default=1, metavar="N", help="how many CPUs (1)")
+    options.add_argument(
+        "--memory", type=size, default=session.MEMORY, metavar="SIZE", help="memory (1GiB)"
+    )
+    return options
+
+
 def add(commands: Any, *, size: Callable[[str], int], seconds: Callable[[str], float]) -> None:
     """Add ``lab`` to the command's parsers."""
     lab = commands.add_parser(
@@ -43,26 +68,10 @@ def add(commands: Any, *, size: Callable[[str], int], seconds: Callable[[str], f
         " needs QEMU, but no /dev/kvm and no privileges.",
     )
     actions = lab.add_subparsers(dest="action", metavar="ACTION", required=True)
-    machine_options = argparse.ArgumentParser(add_help=False)
-    machine_options.add_argument(
-        "--arch", choices=tuple(TARGETS), help="the architecture (this machine's)"
-    )
-    for name, what in (
-        ("qemu", "a QEMU of your own"),
-        ("kernel", "a kernel of your own; needs --busybox, and --modules if it has drivers there"),
-        ("modules", "that kernel's directory of modules"),
-        ("busybox", "a statically linked busybox of that architecture"),
-    ):
-        machine_options.add_argument(f"--{name}", metavar="PATH", help=what)
-    running = argparse.ArgumentParser(add_help=False)
-    running.add_argument("--root", metavar="DIR", help="a root file system of your own")
-    running.add_argument("--cpus", type=int, default=1, metavar="N", help="how many CPUs (1)")
-    running.add_argument(
-        "--memory", type=size, default=session.MEMORY, metavar="SIZE", help="memory (1GiB)"
-    )
+    made_from, runs_with = made_from_options(), runs_with_options(size)
     run = actions.add_parser(
         "run",
-        parents=[machine_options, running],
+        parents=[made_from, runs_with],
         help="run a command",
         usage="kvmcpu lab run [OPTION…] -- COMMAND [ARGUMENT…]",
         description="Run a command in a lab: with this working directory, standard input, output"
@@ -73,9 +82,9 @@ def add(commands: Any, *, size: Callable[[str], int], seconds: Callable[[str], f
         "--timeout", type=seconds, metavar="TIME", help="end after seconds, or such as 200ms"
     )
     actions.add_parser(
-        "shell", parents=[machine_options, running], help="a shell in a lab, at this terminal"
+        "shell", parents=[made_from, runs_with], help="a shell in a lab, at this terminal"
     )
-    actions.add_parser("prepare", parents=[machine_options], help="fetch and build what it needs")
+    actions.add_parser("prepare", parents=[made_from], help="fetch and build what it needs")
     actions.add_parser("list", help="what has been fetched and built, with sizes")
     actions.add_parser("clean", help="remove what has been fetched and built")
 

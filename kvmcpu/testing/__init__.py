@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What kvmcpu adds to pytest: tests say which KVM they need, and run in a lab that has it."""
