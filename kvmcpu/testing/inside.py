@@ -137,6 +137,8 @@ def main(arguments: list[str]) -> int:
     # Where the package is there without its metadata, pytest does not find the plugin itself.
     if not any(entry.value == "kvmcpu.testing.plugin" for entry in entry_points(group="pytest11")):
         options = ["-p", "kvmcpu.testing.plugin", *options]
+    # This package is there before pytest could rewrite its asserts, of which it has none for tests.
+    options = ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning", *options]
     return pytest.main(options, plugins=[Inside(port, float(seconds))])
 
 

@@ -143,6 +143,9 @@ class _Lab:
             raise pytest.UsageError(str(error)) from error
         if self._ended:
             return None
+        if b"Timeout (" in self._errors:
+            limit = self._config.getoption("lab_timeout")
+            return f"the test took longer than --lab-timeout={limit:g} s{self._shown()}"
         return f"pytest in the lab ended with status {status}{self._shown()}"
 
     def _job(self) -> Job:
