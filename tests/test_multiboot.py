@@ -140,14 +140,62 @@ def test_version_2(tmp_path, kernel) -> None:
         assert struct.pack("<QQII", 0x100000, 7 << 20, 1, 0) in found[6]
 
 
+def symbols(vm: kvmcpu.VM, count: int, names: int, table: bytes) -> dict[str, int]:
+    """The kernel's symbols, found as a kernel finds them: by the section headers alone."""
+    headers = [struct.unpack_from("<10I", table, 40 * i) for i in range(count)]
+    at = headers[names][3]
+    named = {text(vm, at + header[0]): header for header in headers}
+    strings, (_, kind, _, address, _, size, *_) = named[".strtab"], named[".symtab"]
+    assert kind == 2  # SHT_SYMTAB
+    data = bytes(vm.read(address, size))
+    return {
+        text(vm, strings[3] + name): value
+        for name, value, *_ in struct.iter_unpack("<IIIBBH", data)
+    }
+
+
+def test_symbols_1(tmp_path) -> None:
+    """The section headers of an ELF file, with what no segment loads (3.3, syms)."""
+    _, info, vm, system = booted(tmp_path, elf(header1()))
+    with system:
+        check_symbols_1(vm, info)
+
+
+def check_symbols_1(vm: kvmcpu.VM, info: int) -> None:
+    assert struct.unpack("<I", vm.read(info, 4))[0] & 0x20
+    count, size, table, names = struct.unpack("<4I", vm.read(info + 28, 16))
+    assert size == 40
+    assert symbols(vm, count, names, bytes(vm.read(table, count * size)))["_start"] == BASE + 12
+
+
+def test_symbols_2(tmp_path) -> None:
+    """The same as a tag (3.6.7), which a kernel may insist on."""
+    _, info, vm, system = booted(tmp_path, elf(header2(tag(1, 9), END)))
+    with system:
+        check_symbols_2(vm, info)
+
+
+def check_symbols_2(vm: kvmcpu.VM, info: int) -> None:
+    at, found = info + 8, {}
+    while at < info + struct.unpack("<I", vm.read(info, 4))[0]:
+        kind, size = struct.unpack("<2I", vm.read(at, 8))
+        found[kind] = bytes(vm.read(at + 8, size - 8))
+        at += size + -size % 8
+    count, size, names = struct.unpack_from("<3I", found[9])
+    assert size == 40
+    assert len(found[9]) == 12 + 40 * count
+    assert symbols(vm, count, names, found[9][12:])["_start"] > BASE
+
+
 def test_memory_above_4_gib(vm: kvmcpu.VM) -> None:
     add_ram(vm, 5 << 30)  # nothing touches it
     lower, upper = 640, (3 << 20) - 1024  # KiB
     entry = struct.pack("<QQI", 4 << 30, 2 << 30, 1)
-    one = MultibootImage(flat1()).information(vm, 0x200000, "", ())
+    first, second = MultibootImage(flat1()), Multiboot2Image(flat2())
+    one = first.information(vm, 0x200000, "", first.load(vm))
     assert struct.unpack_from("<2I", one, 4) == (lower, upper)
     assert struct.pack("<I", 20) + entry in one
-    two = Multiboot2Image(flat2()).information(vm, 0x200000, "", ())
+    two = second.information(vm, 0x200000, "", second.load(vm))
     assert struct.pack("<4I", 4, 16, lower, upper) in two
     assert entry + bytes(4) in two
     # What the kernel is given stays below, where it can reach it.

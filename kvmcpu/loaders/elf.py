@@ -8,6 +8,9 @@ that is more, are mapped to themselves.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +34,30 @@ _MODES: dict[tuple[str, int], Literal["protected", "long"]] = {
 }
 
 
+@dataclass(frozen=True)
+class Sections:
+    """The section headers of an ELF file, with which a kernel finds its own symbols."""
+
+    table: bytes
+    entry_size: int
+    names: int
+    """The index of the section that has the sections' names."""
+    loose: tuple[tuple[int, bytes], ...]
+    """What no segment loads: where the table has the address of it, and its bytes."""
+
+    @property
+    def count(self) -> int:
+        return len(self.table) // self.entry_size
+
+    def placed(self, addresses: Sequence[int]) -> bytes:
+        """The table, with what was loose at these addresses."""
+        table = bytearray(self.table)
+        wide = self.entry_size == 64  # Elf64_Shdr, or Elf32_Shdr
+        for (at, _), address in zip(self.loose, addresses, strict=True):
+            struct.pack_into("<Q" if wide else "<I", table, at, address)
+        return bytes(table)
+
+
 class ElfImage:
     """An ELF executable. Raises LoadError for what is none, or not for this."""
 
@@ -43,7 +70,9 @@ class ElfImage:
         from elftools.elf.elffile import ELFFile
 
         try:
-            self._read(ELFFile(BytesIO(data)))
+            file = ELFFile(BytesIO(data))
+            self._read(file)
+            self.sections = self._sections(file, data)
         # pyelftools answers to some broken files with whatever its parts raise.
         except (ELFError, ConstructError, ValueError, KeyError, TypeError, AttributeError,
                 OverflowError, UnicodeDecodeError) as error:  # fmt: skip
@@ -93,6 +122,22 @@ class ElfImage:
                     f"the ELF file's segments overlap: {span(clash)} and {span(segment.part)}"
                 )
         self.entry = self._physical(file["e_entry"])
+
+    @staticmethod
+    def _sections(file: ELFFile, data: bytes) -> Sections | None:
+        count, size, at = file.num_sections(), file["e_shentsize"], file["e_shoff"]
+        table = data[at : at + count * size]
+        if not count or size != (64 if file.elfclass == 64 else 40) or len(table) != count * size:
+            return None
+        loose = []
+        for index, section in enumerate(file.iter_sections()):
+            if section["sh_type"] in ("SHT_NULL", "SHT_NOBITS") or section["sh_addr"]:
+                continue
+            start = section["sh_offset"]
+            content = data[start : start + section["sh_size"]]
+            if content and len(content) == section["sh_size"]:
+                loose.append((index * size + (16 if size == 64 else 12), content))
+        return Sections(table, size, file.get_shstrndx(), tuple(loose))
 
     def _physical(self, entry: int) -> int:
         for segment in self.segments:

@@ -25,7 +25,7 @@ from kvmcpu.loaders.base import (
     ram,
 )
 from kvmcpu.loaders.elf import MAGIC as ELF_MAGIC
-from kvmcpu.loaders.elf import ElfImage
+from kvmcpu.loaders.elf import ElfImage, Sections
 
 if TYPE_CHECKING:
     from kvmcpu._kvm import VM, Vcpu
@@ -40,7 +40,8 @@ _SEARCHED = 8192
 _VIDEO, _ADDRESSES = 1 << 2, 1 << 16
 _UNKNOWN = 0xFFF8  # flags that must be understood, and are not defined
 _INFO_SIZE = 120  # the fields of 3.3, up to a multiple of 8
-_HAS_MEMORY, _HAS_CMDLINE, _HAS_MODULES, _HAS_MAP, _HAS_NAME = 1, 4, 8, 0x40, 0x200
+_HAS_MEMORY, _HAS_CMDLINE, _HAS_MODULES, _HAS_SECTIONS = 1, 4, 8, 0x20
+_HAS_MAP, _HAS_NAME = 0x40, 0x200
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,20 @@ def _top(taken: Sequence[tuple[int, int]]) -> int:
 
 
 class Kernel:
-    """What both versions of multiboot have in common: parts, an entry point, modules."""
+    """What both versions of multiboot have in common: parts, an entry point, modules, symbols."""
 
     kind = "multiboot kernel"
 
     def __init__(
-        self, name: str, segments: Sequence[Segment], entry: int, modules: Sequence[Any]
+        self,
+        name: str,
+        segments: Sequence[Segment],
+        entry: int,
+        modules: Sequence[Any],
+        sections: Sections | None,
     ) -> None:
         self.name = name
+        self.sections = sections
         self.segments = tuple(segments)
         self.entry = entry
         self.modules = tuple(Module.read(spec) for spec in modules)
@@ -134,18 +141,24 @@ class Kernel:
         taken = [segment.part for segment in self.segments]
         top = _top(taken)
         placed = []
-        for module in self.modules:
-            size, name = max(len(module.data), 1), module.command_line
-            address = find_room(vm, size, taken, above=top, what=f"the module {name!r}")
-            vm.write(address, module.data)
-            end = address + len(module.data)
-            taken.append((address, max(-(-end // PAGE) * PAGE, address + PAGE)))
-            placed.append((address, end, module.command_line))
-        return KernelStart("protected", self.entry, tuple(taken), self, tuple(placed))
 
-    def information(
-        self, vm: VM, address: int, command_line: str, modules: Sequence[tuple[int, int, str]], /
-    ) -> bytes:
+        def place(data: bytes, what: str) -> int:
+            address = find_room(vm, max(len(data), 1), taken, above=top, what=what)
+            vm.write(address, data)
+            end = address + len(data)
+            taken.append((address, max(-(-end // PAGE) * PAGE, address + PAGE)))
+            return address
+
+        for module in self.modules:
+            address = place(module.data, f"the module {module.command_line!r}")
+            placed.append((address, address + len(module.data), module.command_line))
+        table = b""
+        if self.sections is not None:
+            loose = [place(data, "the kernel's symbols") for _, data in self.sections.loose]
+            table = self.sections.placed(loose)
+        return KernelStart("protected", self.entry, tuple(taken), self, tuple(placed), table)
+
+    def information(self, vm: VM, address: int, command_line: str, start: KernelStart, /) -> bytes:
         """The information structure, which is to lie at an address."""
         raise NotImplementedError
 
@@ -159,15 +172,17 @@ class KernelStart(Start):
 
     kernel: Kernel | None = None
     modules: tuple[tuple[int, int, str], ...] = ()
+    sections: bytes = b""
+    """The table of section headers, with the addresses of what no segment loaded."""
 
     def begin(self, vm: VM, cpu: Vcpu, arguments: Sequence[str] = ()) -> None:
         assert self.kernel is not None
         line = " ".join((self.kernel.name, *arguments))
-        size = len(self.kernel.information(vm, 0, line, self.modules))
+        size = len(self.kernel.information(vm, 0, line, self))
         address = find_room(
             vm, size, self.taken, above=_top(self.taken), what="the boot information"
         )
-        vm.write(address, self.kernel.information(vm, address, line, self.modules))
+        vm.write(address, self.kernel.information(vm, address, line, self))
         Start("protected", self.entry, (*self.taken, (address, address + size))).begin(vm, cpu)
         cpu.regs.rax = self.kernel.booted
         cpu.regs.rbx = address
@@ -188,15 +203,16 @@ class MultibootImage(Kernel):
         addresses = self._fields(data, header, 12, 5) if flags & _ADDRESSES else None
         if flags & _VIDEO and self._fields(data, header, 32, 1)[0] == 0:
             raise LoadError("the multiboot kernel asks for a graphics mode, and there is text only")
+        sections = None
         if addresses is not None:
             *place, entry = addresses
             segments = [by_addresses(data, header, *place)]
         elif data.startswith(ELF_MAGIC):
             image = ElfImage(data)
-            segments, entry = image.segments, image.entry
+            segments, entry, sections = image.segments, image.entry, image.sections
         else:
             raise LoadError("the multiboot kernel is no ELF file, and says no addresses")
-        super().__init__(name, segments, entry, modules)
+        super().__init__(name, segments, entry, modules, sections)
 
     @staticmethod
     def _fields(data: bytes, header: int, offset: int, count: int) -> tuple[int, ...]:
@@ -205,9 +221,8 @@ class MultibootImage(Kernel):
         except struct.error:
             raise LoadError("the multiboot header is cut short") from None
 
-    def information(
-        self, vm: VM, address: int, command_line: str, modules: Sequence[tuple[int, int, str]], /
-    ) -> bytes:
+    def information(self, vm: VM, address: int, command_line: str, start: KernelStart, /) -> bytes:
+        modules = start.modules
         tail = bytearray()
 
         def put(data: bytes) -> int:
@@ -218,8 +233,8 @@ class MultibootImage(Kernel):
         line = put(os.fsencode(command_line) + b"\0")
         texts = [put(os.fsencode(text) + b"\0") for _, _, text in modules]
         entries = (
-            struct.pack("<4I", start, end, text, 0)
-            for (start, end, _), text in zip(modules, texts, strict=True)
+            struct.pack("<4I", begin, end, text, 0)
+            for (begin, end, _), text in zip(modules, texts, strict=True)
         )
         module_list = put(b"".join(entries))
         map_ = b"".join(struct.pack("<IQQI", 20, *entry) for entry in memory_map(vm))
@@ -227,9 +242,14 @@ class MultibootImage(Kernel):
         name = put(LOADER_NAME)
         flags = _HAS_MEMORY | _HAS_CMDLINE | _HAS_MODULES | _HAS_MAP | _HAS_NAME
         lower, upper = lower_and_upper(vm)
+        symbols = bytes(16)
+        if self.sections is not None:
+            sections, table = self.sections, put(start.sections)
+            flags |= _HAS_SECTIONS
+            symbols = struct.pack("<4I", sections.count, sections.entry_size, table, sections.names)
         head = struct.pack("<3I", flags, lower, upper)
         head += struct.pack("<4I", 0, line, len(modules), module_list)
-        head += bytes(16) + struct.pack("<2I", len(map_), map_at)
+        head += symbols + struct.pack("<2I", len(map_), map_at)
         head += bytes(12) + struct.pack("<I", name)
         return head.ljust(_INFO_SIZE, b"\0") + bytes(tail)
 

@@ -17,6 +17,7 @@ from kvmcpu.loaders.elf import ElfImage
 from kvmcpu.loaders.multiboot import (
     LOADER_NAME,
     Kernel,
+    KernelStart,
     by_addresses,
     lower_and_upper,
     memory_map,
@@ -33,8 +34,8 @@ _I386 = 0
 _END, _REQUEST, _ADDRESS, _ENTRY, _CONSOLE, _ALIGN = 0, 1, 2, 3, 4, 6
 _OPTIONAL = 1
 # Information tags (3.6)
-_CMDLINE, _LOADER, _MODULE, _MEMORY, _MAP = 1, 2, 3, 4, 6
-_GIVEN = (_CMDLINE, _LOADER, _MODULE, _MEMORY, _MAP)
+_CMDLINE, _LOADER, _MODULE, _MEMORY, _MAP, _SECTIONS = 1, 2, 3, 4, 6, 9
+_GIVEN = frozenset((_CMDLINE, _LOADER, _MODULE, _MEMORY, _MAP))
 _CONSOLE_REQUIRED = 1
 
 
@@ -49,10 +50,12 @@ class Multiboot2Image(Kernel):
             raise LoadError("there is no multiboot2 header")
         segment: Segment | None = None
         entry: int | None = None
+        needed: set[int] = set()
         for kind, flags, content in _tags(data, header):
             try:
                 if kind == _REQUEST:
-                    _check_request(content, optional=bool(flags & _OPTIONAL))
+                    kinds = struct.unpack(f"<{len(content) // 4}I", content)
+                    needed.update(kinds if not flags & _OPTIONAL else ())
                 elif kind == _ADDRESS:
                     at, load, *ends = struct.unpack("<4I", content[:16])
                     # -1: the file is loaded from its beginning (3.1.5).
@@ -66,32 +69,41 @@ class Multiboot2Image(Kernel):
                     raise LoadError(f"the multiboot2 header asks for tag {kind}, which is not here")
             except struct.error:
                 raise LoadError(f"the multiboot2 header's tag {kind} is cut short") from None
+        sections = None
         if segment is not None:
             if entry is None:
                 raise LoadError("the multiboot2 header has addresses and no entry address")
             segments = [segment]
         elif data.startswith(ELF_MAGIC):
             image = ElfImage(data)
-            segments, entry = image.segments, image.entry if entry is None else entry
+            segments, sections = image.segments, image.sections
+            entry = image.entry if entry is None else entry
         else:
             raise LoadError("the multiboot2 kernel is no ELF file, and says no addresses")
-        super().__init__(name, segments, entry, modules)
+        missing = needed - (_GIVEN if sections is None else _GIVEN | {_SECTIONS})
+        if missing:
+            raise LoadError(
+                "the multiboot2 kernel needs information of type"
+                f" {', '.join(map(str, sorted(missing)))}, which is not here"
+            )
+        super().__init__(name, segments, entry, modules, sections)
 
-    def information(
-        self, vm: VM, _address: int, command_line: str, modules: Sequence[tuple[int, int, str]], /
-    ) -> bytes:
+    def information(self, vm: VM, _address: int, command_line: str, start: KernelStart, /) -> bytes:
         entries = b"".join(struct.pack("<QQII", *entry, 0) for entry in memory_map(vm))
         tags = [
             _tag(_CMDLINE, os.fsencode(command_line) + b"\0"),
             _tag(_LOADER, LOADER_NAME),
             *(
-                _tag(_MODULE, struct.pack("<2I", start, end) + os.fsencode(text) + b"\0")
-                for start, end, text in modules
+                _tag(_MODULE, struct.pack("<2I", begin, end) + os.fsencode(text) + b"\0")
+                for begin, end, text in start.modules
             ),
             _tag(_MEMORY, struct.pack("<2I", *lower_and_upper(vm))),
             _tag(_MAP, struct.pack("<2I", 24, 0) + entries),
-            _tag(_END, b""),
         ]
+        if self.sections is not None:
+            counts = (self.sections.count, self.sections.entry_size, self.sections.names)
+            tags.append(_tag(_SECTIONS, struct.pack("<3I", *counts) + start.sections))
+        tags.append(_tag(_END, b""))
         content = b"".join(tags)
         return struct.pack("<2I", 8 + len(content), 0) + content
 
@@ -99,16 +111,6 @@ class Multiboot2Image(Kernel):
 def _tag(kind: int, content: bytes) -> bytes:
     size = 8 + len(content)
     return struct.pack("<2I", kind, size) + content + bytes(-size % 8)
-
-
-def _check_request(content: bytes, *, optional: bool) -> None:
-    wanted = struct.unpack(f"<{len(content) // 4}I", content[: len(content) // 4 * 4])
-    missing = [str(kind) for kind in wanted if kind not in _GIVEN]
-    if missing and not optional:
-        raise LoadError(
-            f"the multiboot2 kernel needs information of type {', '.join(missing)}, which is not"
-            " here"
-        )
 
 
 def _tags(data: bytes, header: int) -> Iterator[tuple[int, int, bytes]]:
