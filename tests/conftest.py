@@ -13,6 +13,7 @@ where their parts lie); every VM is closed at the end of its test::
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -47,6 +48,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.kvm(arch="x86_64"))
         elif "kvm" in fixtures:
             item.add_marker(pytest.mark.kvm)
+        for mark in item.iter_markers("outside"):
+            if os.uname().nodename.startswith("lab-"):
+                item.add_marker(pytest.mark.skip(reason=f"not in a lab: {mark.args[0]}"))
         if item.get_closest_marker("slow") and not slow:
             item.add_marker(pytest.mark.skip(reason="a long sweep: run with --slow"))
 

@@ -112,7 +112,9 @@ def test_a_triple_fault_is_a_crash(tmp_path: Path) -> None:
     done = run("run", "--mode", "long", flat(tmp_path, "mov ebx, 0x1234; ud2", bits=64))
     assert done.returncode == 126
     assert "ShutdownError" in done.stderr
-    assert re.search("rbx.*1234", done.stderr, re.IGNORECASE)
+    with kvmcpu.Kvm() as kvm:
+        if kvm.backend != "svm":  # there KVM resets the vCPU before it tells
+            assert re.search("rbx.*1234", done.stderr, re.IGNORECASE)
     assert "Traceback" not in done.stderr
 
 

@@ -18,6 +18,10 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.outside(
+    "compiling for another machine is the same there, and takes minutes"
+)
+
 TOP = Path(__file__).resolve().parent.parent
 GNU = {"x86_64": "x86_64", "arm64": "aarch64", "riscv64": "riscv64"}
 MACHINE = {"arm64": "AArch64", "riscv64": "RISC-V"}

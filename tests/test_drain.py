@@ -294,7 +294,18 @@ def test_a_thousand_take_overs(kvm, logger) -> None:
 
 def strip(dump: str) -> list[str]:
     """A dump without what moves on by itself or belongs to the vCPU, not to its state."""
-    moving = ("TSC", "cpu0", "cpu1", "(vCPU", "APERF", "MPERF", "0x10=", "STEAL", "SYSTEM_TIME")
+    moving = (
+        "TSC",
+        "cpu0",
+        "cpu1",
+        "(vCPU",
+        "APERF",
+        "MPERF",
+        "0x10=",
+        "STEAL",
+        "SYSTEM_TIME",
+        "REF_COUNT",
+    )
     words = [word for line in dump.splitlines() for word in line.split("  ") if word.strip()]
     return [word.strip() for word in words if not any(name in word for name in moving)]
 

@@ -137,6 +137,7 @@ def test_enter_single_step(guest) -> None:
     assert g.cpu.regs.rip == guests.ORIGIN + 1
 
 
+@pytest.mark.outside("QEMU's emulated SVM does not load a nested guest's DR7, and keeps its DR0")
 def test_breakpoints(guest) -> None:
     """V7: up to four breakpoints in debug registers, which the guest does not see."""
     g = guest("xor cx, cx; again: inc cx; nop; cmp cx, 3; jne again; hlt")
@@ -189,7 +190,7 @@ def test_irq_window(guest) -> None:
     assert g.cpu.stats["interrupts"] == 1
 
 
-def test_shutdown(long_guest) -> None:
+def test_shutdown(kvm, long_guest) -> None:
     """V7: a triple fault is a ShutdownError with registers and the exits that led there."""
     g = long_guest("out 0x10, al; ud2")
     g.vm.map_io(0x10, 1)
@@ -202,9 +203,11 @@ def test_shutdown(long_guest) -> None:
     assert "rip=" in str(caught.value)
     assert "IO" in str(caught.value)  # the exit before it
     assert g.cpu.stop_reason == "error"
-    # The vCPU stays there to be looked at.
-    assert g.cpu.regs.rip == guests.ORIGIN + len(g.code) - 2
-    assert g.cpu.sregs.idt.limit == 0
+    # The vCPU stays there to be looked at; only on AMD KVM resets it before it tells.
+    at, limit = guests.ORIGIN + len(g.code) - 2, 0
+    if kvm.backend == "svm":
+        at, limit = 0xFFF0, 0xFFFF
+    assert (g.cpu.regs.rip, g.cpu.sregs.idt.limit) == (at, limit)
 
 
 def test_internal_error(long_guest) -> None:
@@ -364,6 +367,7 @@ def test_handler_of_an_error(long_guest) -> None:
 
     def reset(cpu: kvmcpu.Vcpu, last: kvmcpu.Exit) -> None:
         faults.append(last.name)
+        cpu.sregs.cs.base = 0  # where KVM has reset the vCPU (AMD) it is elsewhere
         cpu.regs.rip = guests.ORIGIN + 2
 
     g.cpu.set_exit_handler(ExitReason.SHUTDOWN, reset)

@@ -83,7 +83,9 @@ def life_with_everything(kvm: kvmcpu.Kvm) -> None:
     vm, cpu = machine(kvm)
     view = memoryview(vm.memory[0])[:100]
     cpu.run(10**9)
-    assert cpu.drain()
+    if not cpu.drain():  # the end came in the middle of an access
+        cpu.run()
+    assert cpu.drained
     state = cpu.serialize()
     cpu.unserialize(state)
     cpu.resume()

@@ -116,7 +116,8 @@ def test_periodic_interrupt_of_a_guest(kvm):
             mov al, 0x20; out 0xa0, al; out 0x20, al; iret
         """)  # fmt: skip
         cpu.run("250ms")
-        assert 200 <= cpu.regs.rcx <= 257  # 1024 Hz
+        # 1024 Hz; some come while the handler is still at work on a slow processor.
+        assert 128 <= cpu.regs.rcx <= 257
 
 
 def test_memory_sizes(kvm):

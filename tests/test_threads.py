@@ -521,6 +521,7 @@ def test_stop_of_the_outer_run_from_within_the_inner(guest: Maker) -> None:
     inner = add_cpu(g, SPIN, 0x4000)
     g.vm.map_io(0x40, 1, write=lambda _o, _s, _v: inner.run() and None)
     for _ in range(20):
+        g.cpu.enter(0)  # ends the access of before (V8): on hardware RIP would move only now
         g.cpu.regs.rip = ORIGIN
         thread = threading.Thread(target=g.run)
         thread.start()

@@ -99,7 +99,8 @@ kc_hot int set_debug(struct kc_vcpu *vcpu, struct kc_error *err)
 					  .arch = vcpu->debug_arch };
 	if (vcpu->stepping)
 		debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
-	if (debug.control == vcpu->told_debug)
+	if (debug.control == vcpu->told_debug &&
+	    !(debug.control & KVM_GUESTDBG_SINGLESTEP && vcpu->loses_step))
 		return 0;
 	if (kc_context_flush(vcpu, err))
 		return -1;

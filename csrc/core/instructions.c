@@ -198,7 +198,7 @@ int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 {
 	uint64_t rest = left(vcpu);
 	bool steps = vcpu->steps_left != KC_NEVER;
-	int result;
+	int result = 0;
 
 	if (rest == KC_NEVER && !steps) {
 		result = run_freely(vcpu, err);
@@ -210,8 +210,14 @@ int kc_insts_before_entry(struct kc_vcpu *vcpu, struct kc_error *err)
 		return 0;
 	} else {
 		vcpu->stepping = steps || !counter_counts(vcpu) || rest <= SKID;
-		result = vcpu->stepping ? begin_step(vcpu, err)
-					: run_until_overflow(vcpu, rest, err);
+		/* The instruction whose access was serviced just now began before the counting did. */
+		vcpu->half_first = vcpu->stepping && !vcpu->step_open &&
+				   vcpu->status == KC_COMPLETION;
+		if (vcpu->half_first)
+			vcpu->stepping = false;
+		else
+			result = vcpu->stepping ? begin_step(vcpu, err)
+						: run_until_overflow(vcpu, rest, err);
 	}
 	if (__builtin_expect(vcpu->stepping || (vcpu->debug_control & KVM_GUESTDBG_SINGLESTEP) ||
 				     vcpu->stale_halt,

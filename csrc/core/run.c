@@ -78,11 +78,13 @@ kc_hot int step_entry(struct kc_vcpu *vcpu, uint64_t *delay, struct kc_error *er
 	if (vcpu->draining) {
 		if (kc_drain_limit(vcpu, &limit, err))
 			return -1;
-	} else if (vcpu->status == KC_COMPLETION && (vcpu->step_open || !vcpu->active)) {
+	} else if (vcpu->status == KC_COMPLETION &&
+		   (vcpu->step_open || vcpu->half_first || !vcpu->active)) {
 		limit = 0;
 	} else {
 		limit = entry_limit(vcpu);
 	}
+	vcpu->half_first = false;
 	if (enter(vcpu, limit, delay, err))
 		return -1;
 	if (!vcpu->active && vcpu->status == KC_RUNNING)

@@ -91,6 +91,7 @@ static int set_time(struct kc_vcpu *vcpu, const struct kc_vcpu_config *config, s
 	if (!(config->host_factor > 0) || !isfinite(config->host_factor))
 		return kc_fail(err, KC_ERR_VALUE, "host_factor must be positive and finite");
 	vcpu->tick_frequency = vcpu->queue->tick_frequency;
+	vcpu->loses_step = kc_arch_loses_step();
 	vcpu->hostclock_per_ns = kc_hostclock_frequency() / 1e9;
 	vcpu->host_factor = config->host_factor;
 	vcpu->host_freq = config->host_freq > 0 ? config->host_freq

@@ -145,6 +145,7 @@ struct kc_vcpu {
 	bool insts_known; /* every instruction so far was counted or stepped */
 	bool insts_reached; /* an instruction stop */
 	bool stepping; /* the last entry was a single step */
+	bool half_first; /* an access is to be finished before the first step begins */
 	bool step_open; /* an instruction was begun by a step and is not known to be done */
 	bool has_ticket; /* one instruction of the system's budget is ours */
 	bool stale_halt; /* KVM still has a halt to report that was stepped over */
@@ -154,6 +155,7 @@ struct kc_vcpu {
 	uint64_t entry_pc; /* where the last single step began */
 	uint64_t step_pc; /* where it is */
 	uint32_t debug_control; /* of struct kvm_guest_debug: what the user wants */
+	bool loses_step; /* kc_arch_loses_step() */
 	uint32_t told_debug; /* what KVM was told; UINT32_MAX: it is to be told anew */
 
 	/* Interrupts to be delivered (V17), by any thread */

@@ -18,6 +18,12 @@ extern const char kc_arch_name[]; /* "x86_64", "arm64" or "riscv64" */
 extern const char kc_arch_no_device[]; /* what to do where there is no KVM */
 /* What runs the guests: "svm", "vmx", "pvm", "arm64", "riscv64" or "unknown". */
 const char *kc_arch_backend(void);
+
+/*
+ * Whether KVM forgets KVM_GUESTDBG_SINGLESTEP in the middle: it sets the guest's trap flag once, and loses it with
+ * the next instruction that it emulates itself (kvm_set_rflags), until it is told again.
+ */
+bool kc_arch_loses_step(void);
 /* The type for KVM_CREATE_VM: the user's, with what this host needs where he leaves it open. */
 unsigned long kc_arch_vm_type(int kvm_fd, unsigned long type);
 

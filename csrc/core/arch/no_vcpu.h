@@ -46,6 +46,11 @@ int kc_arch_has_pending_event(struct kc_vcpu *vcpu, struct kc_error *err)
 	return no_vcpu(err);
 }
 
+bool kc_arch_loses_step(void)
+{
+	return false;
+}
+
 bool kc_arch_is_single_step(struct kc_vcpu *vcpu)
 {
 	return false;

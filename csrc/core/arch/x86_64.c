@@ -94,6 +94,31 @@ int kc_arch_vcpu_start(struct kc_vcpu *vcpu, struct kc_error *err)
 	return 0;
 }
 
+/*
+ * Before Linux 6.3 KVM does not tell how many entries there are, and refuses a table that is too small for them: the
+ * smallest that it takes has as many.
+ */
+static int get_cpuid(struct kc_vcpu *vcpu, struct kvm_cpuid2 *table)
+{
+	uint32_t low = 0, high = CPUID_MAX;
+
+	if (ioctl(vcpu->fd, KVM_GET_CPUID2, table))
+		return -1;
+	if (table->nent < CPUID_MAX)
+		return 0;
+	while (low < high) {
+		table->nent = (low + high) / 2;
+		if (!ioctl(vcpu->fd, KVM_GET_CPUID2, table))
+			high = (low + high) / 2;
+		else if (errno == E2BIG)
+			low = (low + high) / 2 + 1;
+		else
+			return -1;
+	}
+	table->nent = high;
+	return 0;
+}
+
 struct kc_cpuid_entry *kc_arch_get_cpuid(struct kc_vcpu *vcpu, size_t *count, struct kc_error *err)
 {
 	kc_auto_free struct kvm_cpuid2 *table = new_table(CPUID_MAX, err);
@@ -101,7 +126,7 @@ struct kc_cpuid_entry *kc_arch_get_cpuid(struct kc_vcpu *vcpu, size_t *count, st
 
 	if (!table || kc_context_flush(vcpu, err))
 		return NULL;
-	if (ioctl(vcpu->fd, KVM_GET_CPUID2, table)) {
+	if (get_cpuid(vcpu, table)) {
 		kc_fail_os(err, "KVM_GET_CPUID2");
 		return NULL;
 	}

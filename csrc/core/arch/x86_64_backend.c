@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -35,7 +36,7 @@ static bool processor_has(const char *flag)
 	return found;
 }
 
-const char *kc_arch_backend(void)
+static const char *look(void)
 {
 	if (module_loaded("kvm_pvm"))
 		return "pvm";
@@ -49,4 +50,22 @@ const char *kc_arch_backend(void)
 		return "vmx";
 	/* KVM without either extension can only be a paravirtual backend. */
 	return access("/dev/kvm", F_OK) == 0 ? "pvm" : "unknown";
+}
+
+const char *kc_arch_backend(void)
+{
+	static _Atomic(const char *) found; /* it does not change, and takes reading a file */
+	const char *backend = atomic_load(&found);
+
+	if (!backend) {
+		backend = look();
+		atomic_store(&found, backend);
+	}
+	return backend;
+}
+
+bool kc_arch_loses_step(void)
+{
+	/* A paravirtual backend emulates instead of setting the trap flag. */
+	return strcmp(kc_arch_backend(), "pvm") != 0;
 }
