@@ -324,6 +324,7 @@ def test_two_cpus_together(vm, count) -> None:
         threads = []
         for cpu in cpus:
             cpu.set_exit_handler(ExitReason.IO, lambda cpu, last: start.wait(20) and None)
+            cpu.enter(0)  # ends the access of before (V8): on hardware RIP would move only now
             cpu.regs.update({"rip": guests.ORIGIN, "rbx": 0})
             threads.append(threading.Thread(target=cpu.run))
             threads[-1].start()

@@ -324,7 +324,10 @@ def test_msi(guest) -> None:
 
 def test_gsi_routing(guest) -> None:
     """V17: a line is routed to a message, or to a pin of another chip."""
-    g = guest(f"{SETUP}; sti; again: hlt; jmp again; {HANDLERS}", irqchip=True)
+    # Through ES it tells the local APIC that the interrupt is over, without which no other comes.
+    handlers = HANDLERS.replace("iret", "mov dword ptr es:[0xb0], 0; iret", 1)
+    g = guest(f"{SETUP}; sti; again: hlt; jmp again; {handlers}", irqchip=True)
+    g.cpu.sregs.es.base = 0xFEE00000
     enable_lapic(g.cpu)
     g.vm.set_gsi_routing(
         [(40, "msi", 0xFEE00000, 0x21), (1, "irqchip", 2, 1), (0, "irqchip", 0, 0)]
@@ -353,7 +356,10 @@ def test_gsi_routing(guest) -> None:
 
 def test_irqfd(guest) -> None:
     """V17: writing to an eventfd raises the interrupt, without a call of ours."""
-    g = guest(f"{SETUP}; sti; again: hlt; jmp again; {HANDLERS}", irqchip=True)
+    # Through ES it tells the local APIC that the interrupt is over, without which no other comes.
+    handlers = HANDLERS.replace("iret", "mov dword ptr es:[0xb0], 0; iret", 1)
+    g = guest(f"{SETUP}; sti; again: hlt; jmp again; {handlers}", irqchip=True)
+    g.cpu.sregs.es.base = 0xFEE00000
     enable_lapic(g.cpu)
     g.vm.set_gsi_routing([(24, "msi", 0xFEE00000, 0x20)])
     fd = g.vm.irqfd(24)
