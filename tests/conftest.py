@@ -14,6 +14,7 @@ where their parts lie); every VM is closed at the end of its test::
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +24,7 @@ import guests
 import pytest
 
 import kvmcpu
+from kvmcpu.lab.targets import target
 
 VCPUS = {"cpu", "guest", "long_guest", "user_guest"}  # fixtures whose code is x86's
 
@@ -48,6 +50,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.kvm(arch="x86_64"))
         elif "kvm" in fixtures:
             item.add_marker(pytest.mark.kvm)
+        if item.get_closest_marker("lab"):
+            item.add_marker(pytest.mark.outside("it starts labs itself"))
+            if shutil.which(target().qemu) is None:
+                missing = f"{target().qemu_package} is not installed: tools/install-packages lab"
+                item.add_marker(pytest.mark.skip(reason=missing))
         for mark in item.iter_markers("outside"):
             if os.uname().nodename.startswith("lab-"):
                 item.add_marker(pytest.mark.skip(reason=f"not in a lab: {mark.args[0]}"))

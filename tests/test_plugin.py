@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,21 +13,11 @@ from typing import Any
 
 import pytest
 
-from kvmcpu.lab.targets import host, target
+from kvmcpu.lab.targets import host
 from kvmcpu.testing.needs import LABS, Need, Offer, here, need
 
 PVM = Offer("x86_64", name="pvm")
 COUNTING = Offer("x86_64", interrupts=True, counters=True, name="vmx")
-
-
-@pytest.fixture
-def lab() -> None:
-    """A test that starts labs itself."""
-    if os.uname().nodename.startswith("lab-"):
-        pytest.skip("this is a lab itself: labs are started outside")
-    machine = target()
-    if shutil.which(machine.qemu) is None:
-        pytest.skip(f"{machine.qemu_package} is not installed")
 
 
 def run(
@@ -117,7 +105,7 @@ class TestClass:
 """
 
 
-@pytest.mark.usefixtures("lab")
+@pytest.mark.lab
 def test_as_if_here(tmp_path: Path) -> None:
     """Every test is reported under its name with its outcome, its message and its output."""
     here_, there = tmp_path / "here", tmp_path / "there"
@@ -167,7 +155,7 @@ def test_after():
 """
 
 
-@pytest.mark.usefixtures("lab")
+@pytest.mark.lab
 def test_deaths(tmp_path: Path) -> None:
     """A test in which the lab dies has failed, with the reason; the others go on."""
     done = run(tmp_path, DEADLY, "--junitxml=xml", f"--lab={host()}", "--lab-timeout=10")
@@ -181,7 +169,7 @@ def test_deaths(tmp_path: Path) -> None:
     assert "3 failed, 3 passed" in done.stdout
 
 
-@pytest.mark.usefixtures("lab")
+@pytest.mark.lab
 def test_selection_and_end(tmp_path: Path) -> None:
     """Options that select tests are obeyed; after -x no other test runs."""
     text = """
@@ -202,7 +190,7 @@ def test_output():
     assert "stopping after 1 failures" in done.stdout
 
 
-@pytest.mark.usefixtures("lab")
+@pytest.mark.lab
 def test_places(tmp_path: Path) -> None:
     """Of several places each test gets the first that has what it needs; the rest is told."""
     other = "riscv64" if host() != "riscv64" else "arm64"
@@ -230,7 +218,7 @@ def test_any():
     assert f"1 test: needs a KVM of {other}; this is" in done.stdout
 
 
-@pytest.mark.usefixtures("lab")
+@pytest.mark.lab
 def test_interrupt(tmp_path: Path) -> None:
     """Ctrl-C ends it with pytest's own words, and the machine with it."""
     (tmp_path / "test_it.py").write_text(

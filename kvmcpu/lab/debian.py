@@ -66,14 +66,15 @@ def _own_sources() -> Iterator[tuple[str, str, str]]:
 
 
 def sources(suite: str | None) -> str:
-    """A sources.list for that release, None: this machine's own, from this machine's mirrors."""
+    """A sources.list for that release, None: this machine's own, from this machine's mirrors.
+
+    The release alone, without its updates: those are younger, and mirrors at times half copied.
+    """
     mine = codename()
     lines = []
     for uri, own, key in _own_sources():
-        if own.split("-")[0] != mine:
-            continue
-        name = own if suite is None else own.replace(mine, suite, 1)
-        lines.append(f"deb {f'[signed-by={key}] ' if key else ''}{uri} {name} main\n")
+        if own == mine:
+            lines.append(f"deb {f'[signed-by={key}] ' if key else ''}{uri} {suite or mine} main\n")
     if not lines:
         raise LabError(f"apt's sources on this machine name no {mine} with its component main")
     return "".join(dict.fromkeys(lines))

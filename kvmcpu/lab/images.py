@@ -43,7 +43,8 @@ def cache() -> str:
     return os.path.join(base, "kvmcpu", "lab")
 
 
-def _key(*parts: object) -> str:
+def key(*parts: object) -> str:
+    """A name for what is made from these parts."""
     return hashlib.sha256(repr((_RECIPE, *parts)).encode()).hexdigest()[:12]
 
 
@@ -54,8 +55,11 @@ def _locked(name: str) -> Iterator[None]:
         yield
 
 
-def _made(name: str, make: Callable[[str], None]) -> str:
-    """The image of that name, made if it is not there yet."""
+def made(name: str, make: Callable[[str], None], *, keep: int | None = None) -> str:
+    """The image of that name, made if it is not there yet.
+
+    keep: of those with another key at most so many are left, the newest.
+    """
     path = os.path.join(cache(), name)
     if os.path.isdir(path):
         return path
@@ -68,6 +72,8 @@ def _made(name: str, make: Callable[[str], None]) -> str:
                     make(new)
                     os.chmod(new, 0o755)
                     os.rename(new, path)
+                    if keep is not None:
+                        _prune(name.rpartition("-")[0], keep)
                 except BaseException:
                     shutil.rmtree(new, ignore_errors=True)
                     raise
@@ -76,10 +82,16 @@ def _made(name: str, make: Callable[[str], None]) -> str:
     return path
 
 
+def _prune(prefix: str, keep: int) -> None:
+    found = sorted(glob(os.path.join(cache(), f"{prefix}-*")), key=os.path.getmtime)
+    for path in found[: -keep - 1]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def kernel(target: Target, progress: Progress) -> Kernel:
     """Debian's newest kernel for that architecture, as it was when the image was made."""
     suite = target.suite
-    key = _key(target.kernel, target.modules, suite or debian.codename(), initramfs.INIT)
+    hashed = key(target.kernel, target.modules, suite or debian.codename(), initramfs.INIT)
 
     def make(new: str) -> None:
         apt = debian.Apt(os.path.join(new, "apt"), target.debian, suite, progress)
@@ -104,7 +116,7 @@ def kernel(target: Target, progress: Progress) -> Kernel:
         shutil.rmtree(os.path.join(new, "apt"))
         shutil.rmtree(unpacked)
 
-    path = _made(f"kernel-{target.name}-{key}", make)
+    path = made(f"kernel-{target.name}-{hashed}", make)
     return Kernel(os.path.join(path, "kernel"), os.path.join(path, "initramfs"))
 
 
@@ -121,9 +133,9 @@ def own_kernel(target: Target, path: str, modules: str | None, busybox: str) -> 
         with open(os.path.join(new, "contents"), "w", encoding="utf-8") as file:
             file.writelines(f"{name}\n" for name, _ in stamps)
 
-    key = _key(stamps, target.modules, initramfs.INIT)
-    made = _made(f"kernel-{target.name}-{key}", make)
-    return Kernel(os.path.join(made, "kernel"), os.path.join(made, "initramfs"))
+    hashed = key(stamps, target.modules, initramfs.INIT)
+    image = made(f"kernel-{target.name}-{hashed}", make)
+    return Kernel(os.path.join(image, "kernel"), os.path.join(image, "initramfs"))
 
 
 def _bootable(new: str, target: Target, kernel: str, modules: str | None, busybox: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import kvmcpu
-from kvmcpu.lab import images, machine
+from kvmcpu.lab import images, machine, roots
 from kvmcpu.lab.errors import LabCrash, LabError, LabTimeout
 from kvmcpu.lab.targets import Target, host
 
@@ -139,7 +139,7 @@ def _start_script(job: Job, mark: bytes, terminal: bool) -> bytes:
     package = os.path.dirname(os.path.abspath(kvmcpu.__file__))
     more = ""
     if job.target.name != host() and package.startswith(os.path.join(job.directory, "")):
-        more = f"$b mount -o bind /usr/lib/python3/dist-packages/kvmcpu {shlex.quote(package)}"
+        more = f"$b mount -o bind /{roots.PYTHON}/kvmcpu {shlex.quote(package)}"
     fields = {
         "@ARCH@": job.target.name,
         "@TIME@": str(int(time.time())),
@@ -163,13 +163,15 @@ def _kernel(job: Job, progress: images.Progress) -> images.Kernel:
     return images.own_kernel(job.target, job.kernel, job.modules, job.busybox)
 
 
-def _shares(job: Job) -> list[machine.Share]:
+def _shares(job: Job, progress: images.Progress) -> list[machine.Share]:
     work = machine.Share("work", job.directory, writable=True)
     if job.root is not None:
         return [machine.Share("root", job.root), work]
     if job.target.name == host():
         return [machine.Share("root", "/"), work]
-    raise LabError(f"there is no root file system for {job.target.name}: give one with --root DIR")
+    base = roots.root(job.target, progress)
+    package = machine.Share("package", roots.package(job.target, base))
+    return [machine.Share("root", os.path.join(base, "root")), package, work]
 
 
 class Session:
@@ -195,7 +197,7 @@ class Session:
             job.target,
             qemu,
             _kernel(job, progress or _quiet),
-            _shares(job),
+            _shares(job, progress or _quiet),
             memory=job.memory,
             cpus=job.cpus,
             terminal=terminal,
@@ -342,4 +344,4 @@ class Session:
 def prepare(job: Job, progress: images.Progress) -> None:
     """Fetch and build what the job's lab needs, if it is not there yet."""
     _kernel(job, progress)
-    _shares(job)
+    _shares(job, progress)

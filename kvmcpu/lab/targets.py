@@ -63,6 +63,7 @@ TARGETS = {
             append=f"console=ttyAMA0 {_QUIET}",
             kernel="linux-image-arm64",
             modules=(),
+            suite="trixie",
         ),
         Target(
             name="riscv64",

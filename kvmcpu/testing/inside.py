@@ -13,7 +13,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import select
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -65,10 +64,6 @@ class Inside:
         line, _, self._read = self._read.partition(b"\n")
         return json.loads(line)
 
-    def _stopped(self) -> bool:
-        """Whether the pytest outside has said anything: there is only "stop" to say."""
-        return bool(self._read or select.select([self._port], [], [], 0)[0])
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
         for name, value in _DONE_OUTSIDE.items():
@@ -91,11 +86,11 @@ class Inside:
         wanted: list[str] = self._line()
         run = [items[name] for name in wanted if name in items]
         for item, following in zip(run, [*run[1:], None], strict=False):
-            if self._stopped():
-                break
             faulthandler.dump_traceback_later(self._limit, exit=True, file=self._stderr)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             faulthandler.cancel_dump_traceback_later()
+            if self._line() == "stop":
+                break
         self._tell("end", absent=[name for name in wanted if name not in items])
         return True
 

@@ -131,7 +131,7 @@ class _Lab:
 
     def _boot(self) -> str | None:
         """Run what is left until the end or the lab's death; returns the reason of a death."""
-        self._within, self._ended, self._said_stop = None, False, False
+        self._within, self._ended, self._stopped = None, False, False
         self._read, self._errors, self._uncollected = b"", b"", ""
         try:
             with Session(self._job(), self._sinks(), progress=self._progress) as lab:
@@ -221,13 +221,14 @@ class _Lab:
         hook = self._config.hook
         report = hook.pytest_report_from_serializable(config=self._config, data=data)
         hook.pytest_runtest_logreport(report=report)
-        self._ask_to_stop()
 
     def _on_finish(self, nodeid: str, location: list[Any]) -> None:
         hook = self._config.hook
         hook.pytest_runtest_logfinish(nodeid=nodeid, location=tuple(location))
         self._left.pop(nodeid, None)
         self._within = None
+        self._stopped = bool(self._session.shouldfail or self._session.shouldstop)
+        self._tell("stop" if self._stopped else "go on")
 
     def _on_warning(
         self, text: str, category: str, filename: str, lineno: int, **where: Any
@@ -248,13 +249,8 @@ class _Lab:
         for nodeid in absent:
             why = f"\n{self._uncollected}" if self._uncollected else ""
             self._fail(nodeid, f"pytest in the {self._place} lab does not find this test{why}")
-        if self._said_stop:
+        if self._stopped:
             self._left.clear()
-
-    def _ask_to_stop(self) -> None:
-        if (self._session.shouldfail or self._session.shouldstop) and not self._said_stop:
-            self._said_stop = True
-            self._tell("stop")
 
     def _fail(self, nodeid: str, reason: str) -> None:
         """Report a test as failed that could not report for itself."""
@@ -274,4 +270,3 @@ class _Lab:
         hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=nodeid, location=item.location)
         self._within = None
-        self._ask_to_stop()
