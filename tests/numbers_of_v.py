@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def _places(marks: Iterable[tuple[str, dict[str, Any]]]) -> tuple[str, ...]:
     return places(need, outside=outside)
 
 
+@cache
 def citations() -> dict[str, dict[str, tuple[str, ...]]]:
     """Number -> the tests that cite it, as ``file::test``, in the order of the files; and where
     each of them runs."""

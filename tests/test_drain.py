@@ -305,6 +305,7 @@ def strip(dump: str) -> list[str]:
         "STEAL",
         "SYSTEM_TIME",
         "REF_COUNT",
+        "VP_RUNTIME",
     )
     words = [word for line in dump.splitlines() for word in line.split("  ") if word.strip()]
     return [word.strip() for word in words if not any(name in word for name in moving)]
