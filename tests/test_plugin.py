@@ -20,6 +20,9 @@ PVM = Offer("x86_64", name="pvm")
 COUNTING = Offer("x86_64", interrupts=True, counters=True, name="vmx")
 
 
+SAME = pytest.mark.outside("what pytest says of its options and markers is the same there")
+
+
 def run(
     directory: Path, text: str, *options: str, **files: str
 ) -> subprocess.CompletedProcess[str]:
@@ -243,6 +246,7 @@ def test_interrupt(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in machines)
 
 
+@SAME
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -261,6 +265,7 @@ def test_wrong_options(tmp_path: Path, options: list[str], says: str) -> None:
     assert "Traceback" not in done.stderr + done.stdout
 
 
+@SAME
 def test_wrong_markers(tmp_path: Path) -> None:
     for marker, says in (
         ("kvm(interupts=True)", "interupts? The marker is kvm(arch="),
@@ -274,6 +279,7 @@ def test_wrong_markers(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@SAME
 def test_collect_only(tmp_path: Path) -> None:
     """Nothing is started to list the tests."""
     done = run(tmp_path, "def test_a(): pass", "--lab=arm64", "--collect-only", "-q")
