@@ -59,27 +59,27 @@ def says_one_line(done: subprocess.CompletedProcess[str], pattern: str) -> None:
 # ---------------------------------------------------------------------------- how a run ends
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize("status", [0, 1, 7, 255])
 def test_the_guests_own_status(tmp_path: Path, status: int) -> None:
     done = run("run", flat(tmp_path, f"mov al, {status}; out 0xf4, al; hlt"))
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_a_status_that_no_process_can_have(tmp_path: Path) -> None:
     done = run("run", flat(tmp_path, "mov eax, 0x1234; out 0xf4, eax; hlt"))
     assert done.returncode == 0x34
     assert "0x1234" in done.stderr
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_a_halt_for_good_is_a_clean_power_off(tmp_path: Path) -> None:
     done = run("run", flat(tmp_path, "cli; hlt"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize("text", ["0.3", "300ms"])
 def test_timed_out(tmp_path: Path, text: str) -> None:
     began = time.monotonic()
@@ -88,14 +88,14 @@ def test_timed_out(tmp_path: Path, text: str) -> None:
     assert 0.3 < time.monotonic() - began < 5
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_in_time(tmp_path: Path) -> None:
     began = time.monotonic()
     assert run("run", "--timeout", "30", flat(tmp_path, EXIT_7)).returncode == 7
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_timed_out_while_nobody_reads(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     try:
@@ -107,7 +107,7 @@ def test_timed_out_while_nobody_reads(tmp_path: Path) -> None:
         os.close(writer)
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_a_triple_fault_is_a_crash(tmp_path: Path) -> None:
     done = run("run", "--mode", "long", flat(tmp_path, "mov ebx, 0x1234; ud2", bits=64))
     assert done.returncode == 126
@@ -118,7 +118,7 @@ def test_a_triple_fault_is_a_crash(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_an_access_to_nobody_is_a_crash(tmp_path: Path) -> None:
     image = flat(tmp_path, "mov dx, 0x1234; in al, dx; out 0xf4, al; hlt")
     done = run("run", image)
@@ -134,7 +134,7 @@ def test_an_access_to_nobody_is_a_crash(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- consoles
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize("port", [0x3F8, 0xE9, 0x402])
 def test_output_ports(tmp_path: Path, port: int) -> None:
     source = f"""
@@ -153,7 +153,7 @@ def test_output_ports(tmp_path: Path, port: int) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "Grüße\n", "")
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize(
     ("port", "value"), [(0x3FD, 0x60), (0xE9, 0xE9), (0x402, 0xE9), (0x3FA, 0x01), (0x3F8, 0)]
 )
@@ -162,7 +162,7 @@ def test_what_the_ports_read(tmp_path: Path, port: int, value: int) -> None:
     assert (done.returncode, done.stderr) == (value, "")
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_setting_the_baud_rate_prints_nothing(tmp_path: Path) -> None:
     # With the divisor latch open, 0x3f8 is not the data register.
     source = """
@@ -178,7 +178,7 @@ def test_setting_the_baud_rate_prints_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (ord("x"), "A")
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_head_ends_it_quietly(tmp_path: Path) -> None:
     script = '"$0" -m kvmcpu run "$1" | head -n 1; echo "${PIPESTATUS[0]}"'
     image = flat(tmp_path, PRINT_FOR_EVER)
@@ -189,7 +189,7 @@ def test_head_ends_it_quietly(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         done = run("run", flat(tmp_path, "mov al, 'A'; out 0xe9, al; hlt"), stdout=full)
@@ -197,7 +197,7 @@ def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert done.stderr == "kvmcpu: of the guest's output, 1 bytes could not be written\n"
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_standard_files_that_are_closed(tmp_path: Path) -> None:
     image = flat(tmp_path, "mov al, 'A'; out 0xe9, al; mov al, 3; out 0xf4, al; hlt")
     script = '"$0" -m kvmcpu run "$1" <&- >&- 2>&-; echo $?'
@@ -210,7 +210,7 @@ def test_standard_files_that_are_closed(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- signals
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize(
     ("number", "message"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")]
 )
@@ -231,7 +231,7 @@ def test_signals_end_it(tmp_path: Path, number: signal.Signals, message: str) ->
 # ---------------------------------------------------------------------------- options
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_statistics(tmp_path: Path) -> None:
     image = flat(tmp_path, "mov al, 'A'; out 0xe9, al; hlt")
     done = run("run", "--stats", "-", image)
@@ -245,7 +245,7 @@ def test_statistics(tmp_path: Path) -> None:
     assert re.search(r"numIO\s+1\b", path.read_text())
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_debug_flags(tmp_path: Path) -> None:
     done = run("run", "--debug-flags", "KvmRun,KvmIO", flat(tmp_path, EXIT_7))
     assert done.returncode == 7
@@ -255,7 +255,7 @@ def test_debug_flags(tmp_path: Path) -> None:
     assert all(re.match(r" *\d+: \w+: ", line) for line in lines)
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_load_address_and_memory(tmp_path: Path) -> None:
     path = tmp_path / "boot"
     path.write_bytes(guests.assemble("call 1f; 1: pop ax; out 0xf4, al; hlt", origin=0x7C00))
@@ -265,7 +265,7 @@ def test_load_address_and_memory(tmp_path: Path) -> None:
     says_one_line(done, "needs memory at 0x7c00")
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize(("mode", "bits"), [("protected", 32), ("long", 64)])
 def test_modes(tmp_path: Path, mode: str, bits: int) -> None:
     source = "mov eax, 0x12345678; shr eax, 24; out 0xf4, al; hlt"
@@ -330,7 +330,7 @@ def test_a_device_that_is_none(tmp_path: Path, device: str, pattern: str) -> Non
     says_one_line(run("run", "--device", device, flat(tmp_path, EXIT_7)), pattern)
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_memory_that_cannot_be_had(tmp_path: Path) -> None:
     image = flat(tmp_path, EXIT_7)
     says_one_line(run("run", "--memory", "1000TiB", image), ".")
@@ -338,7 +338,7 @@ def test_memory_that_cannot_be_had(tmp_path: Path) -> None:
     says_one_line(run("run", "--memory", "1000", image), "memory of 1000 bytes")
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_statistics_that_cannot_be_written(tmp_path: Path) -> None:
     image = flat(tmp_path, EXIT_7)
     says_one_line(run("run", "--stats", "/nonexistent/stats", image), "/nonexistent/stats")
@@ -348,7 +348,7 @@ def test_statistics_that_cannot_be_written(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- firmware
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.skipif(not SEABIOS.exists(), reason=f"no {SEABIOS} (Debian: seabios)")
 def test_seabios() -> None:
     done = run("run", "--firmware", SEABIOS, "--timeout", "5")
@@ -360,7 +360,7 @@ def test_seabios() -> None:
 # ---------------------------------------------------------------------------- info
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_info() -> None:
     done = run("info")
     assert (done.returncode, done.stderr) == (0, "")
@@ -418,7 +418,7 @@ def test_info_to_a_reader_that_is_gone() -> None:
 # ---------------------------------------------------------------------------- the PC
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_disks_and_configurations(tmp_path: Path) -> None:
     image = flat(tmp_path, EXIT_7)
     says_one_line(run("run", "--disk", tmp_path / "none", image), "No such file")
@@ -446,14 +446,14 @@ def test_disks_and_configurations(tmp_path: Path) -> None:
     assert run("run", "--disk", f"{data},ro", "--cpus", "2", image).returncode == 7
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_a_reset_is_told(tmp_path: Path) -> None:
     done = run("run", flat(tmp_path, "mov al, 0xfe; out 0x64, al; 1: jmp 1b"))
     assert done.returncode == 0
     assert done.stderr == "kvmcpu: the guest reset its machine\n"
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_a_disk_without_permission(tmp_path: Path) -> None:
     disk, image = tmp_path / "disk.img", flat(tmp_path, EXIT_7)
     disk.write_bytes(bytes(4096))

@@ -128,10 +128,7 @@ def ata(kvm, image):
         yield Ata(board)
 
 
-pytest_kvm = pytest.mark.kvm
-
-
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_identify(ata) -> None:
     assert ata.command(0xEC) == 0x58
     assert ata.line.level
@@ -145,7 +142,7 @@ def test_identify(ata) -> None:
     assert ata.p.read(BASE + 7) == 0x50
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize(("command", "ext"), [(0x20, False), (0x24, True), (0xC4, False)])
 def test_read(ata, image, command, ext) -> None:
     if command == 0xC4:
@@ -156,7 +153,7 @@ def test_read(ata, image, command, ext) -> None:
         assert ata.p.read(CONTROL) == 0x50
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize(("command", "ext"), [(0x30, False), (0x34, True), (0xC5, False)])
 def test_write(ata, image, command, ext) -> None:
     ata.command(0xC6, count=4)
@@ -171,7 +168,7 @@ def test_write(ata, image, command, ext) -> None:
     assert ata.command(0xE7) == 0x50
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_chs(ata, image) -> None:
     ata.p.write(BASE + 6, 0xA0 | 2)  # head 2, cylinder 0, sector 5
     for at, value in ((2, 1), (3, 5), (4, 0), (5, 0), (7, 0x20)):
@@ -180,7 +177,7 @@ def test_chs(ata, image) -> None:
     assert ata.data(1) == image.read_bytes()[lba * SECTOR : (lba + 1) * SECTOR]
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_refusals(ata) -> None:
     p = ata.p
     assert ata.command(0x20, SECTORS - 1, 2) & 1
@@ -194,7 +191,7 @@ def test_refusals(ata) -> None:
     assert p.read(BASE + 3) | p.read(BASE + 4) << 8 == SECTORS - 1
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_software_reset_in_the_middle(ata) -> None:
     ata.command(0x20, 0, 4)
     ata.data(1)
@@ -204,13 +201,13 @@ def test_software_reset_in_the_middle(ata) -> None:
     assert ata.data(1) == b"\xff" * SECTOR
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_read_only(kvm, image) -> None:
     with bench(kvm, AtaController(disks=[f"{image},ro"])) as board:
         assert Ata(board).command(0x30) & 1
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_no_disk_floats(kvm) -> None:
     with bench(kvm, AtaController()) as board:
         p = Ports(board)
@@ -219,7 +216,7 @@ def test_no_disk_floats(kvm) -> None:
             board.add(AtaController(port=0x170, control=0x376, disks=["/nonexistent"]))
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_state_in_the_middle(kvm, image) -> None:
     with bench(kvm, AtaController(disks=[str(image)])) as board:
         driver = Ata(board)
@@ -233,7 +230,7 @@ def test_state_in_the_middle(kvm, image) -> None:
         assert rest == image.read_bytes()[21 * SECTOR : 23 * SECTOR]
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from((*range(0x1F0, 0x1F8), 0x3F6)), st.integers(0, 255)),
                 max_size=60), st.integers(0, 255))  # fmt: skip
@@ -272,7 +269,7 @@ GUEST = """
 """
 
 
-@pytest_kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_a_guest_reads_by_interrupt(kvm, image) -> None:
     with bench(kvm, AtaController(disks=[str(image)])) as board:
         board.vm.write(ORIGIN, assemble(GUEST))

@@ -23,7 +23,7 @@ def blocks(path: Path) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize(
     "page", ["README.md", "docs/guide.md", "docs/devices.md", "docs/system.md"]
 )

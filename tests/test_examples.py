@@ -28,14 +28,14 @@ def kvmcpu(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_hello(built: Path) -> None:
     done = kvmcpu("run", built / "hello.elf")
     assert done.stdout == "Hello from a real virtual CPU!\n"
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_hello_with_arguments_and_statistics(built: Path) -> None:
     done = kvmcpu("run", "--stats", "-", built / "hello.elf", "--", "one", "--two")
     hello, arguments, *stats = done.stdout.splitlines()
@@ -45,7 +45,7 @@ def test_hello_with_arguments_and_statistics(built: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_poke() -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / "poke.py"], capture_output=True, text=True, timeout=60
@@ -55,7 +55,7 @@ def test_poke() -> None:
     assert "UnassignedAccessError" in done.stdout
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_pc(built: Path) -> None:
     """The configuration script: a kernel's shell answers."""
     done = subprocess.run(
@@ -66,7 +66,7 @@ def test_pc(built: Path) -> None:
     assert "exit 0" in done.stdout
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_two_cpus(built: Path) -> None:
     done = kvmcpu("run", "--cpus", "2", "--timeout", "30", built / "two_cpus.elf")
     assert done.stdout.endswith("a ping was answered\n")

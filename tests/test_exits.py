@@ -467,7 +467,7 @@ def test_a_bad_segment_state(guest) -> None:
     assert g.cpu.exit.name == "HLT"
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_the_process_survives_without_a_handler() -> None:
     """V7: an error that nobody catches ends a script with a traceback that tells all."""
     script = """
@@ -525,7 +525,7 @@ def test_last_exits(guest) -> None:
 # ---- statistics (V14)
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_statistics_names() -> None:
     """V14: each has a name and a description."""
     with kvmcpu.Kvm() as kvm, kvm.create_vm() as vm:

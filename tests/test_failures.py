@@ -245,7 +245,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_after_a_fork() -> None:
     """V4: in the child of a fork each call is a ForkError; the parent goes on."""
     script = FORKED.format(tests=os.path.dirname(__file__))

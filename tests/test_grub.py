@@ -13,7 +13,7 @@ from kvmcpu import System
 
 FIRMWARE = Path("/usr/share/seabios/bios.bin")
 pytestmark = [
-    pytest.mark.kvm,
+    pytest.mark.kvm(arch="x86_64"),
     pytest.mark.skipif(not FIRMWARE.exists(), reason=f"no {FIRMWARE} (Debian: seabios)"),
     pytest.mark.skipif(
         not grub_disk.GRUB.exists(), reason="no GRUB (Debian: grub-pc-bin, grub-common, mtools)"

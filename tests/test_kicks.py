@@ -20,7 +20,7 @@ from guests import ORIGIN, Guest, sized
 
 import kvmcpu
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 
 SPIN = "spin: jmp spin"
 # At ORIGIN a guest that spins, at LEAVE one that leaves at once.

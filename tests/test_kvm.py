@@ -45,7 +45,7 @@ def test_context_manager() -> None:
     assert kvm.closed
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_vm_outlives_the_device() -> None:
     """V4: a VM goes on when the device that it was made from is closed, vCPUs included."""
     with kvmcpu.Kvm() as kvm:
@@ -177,6 +177,7 @@ def test_capabilities_of_a_vm(kvm, vm) -> None:
     assert kvmcpu.capabilities(kvm)[Cap.USER_MEMORY] == 1
 
 
+@pytest.mark.kvm(arch="x86_64")
 def test_supported_cpuid(kvm) -> None:
     leaves = kvm.supported_cpuid()
     assert all(len(leaf) == 7 for leaf in leaves)
@@ -192,6 +193,7 @@ def test_supported_cpuid(kvm) -> None:
     assert kvm.supported_cpuid()
 
 
+@pytest.mark.kvm(arch="x86_64")
 def test_msr_lists(kvm) -> None:
     indices = kvm.msr_index_list()
     assert {0x10, 0x174, 0xC0000081} <= set(indices)  # TSC, SYSENTER_CS, STAR
@@ -200,6 +202,7 @@ def test_msr_lists(kvm) -> None:
     assert isinstance(kvm.msr_feature_index_list(), list)
 
 
+@pytest.mark.kvm(arch="x86_64")
 def test_feature_msrs(kvm) -> None:
     readable = 0
     for index in kvm.msr_feature_index_list():
@@ -219,10 +222,11 @@ def test_create_vm_arguments(kvm) -> None:
         assert vm.queue.tick_frequency == 1_000_000
     with kvm.create_vm() as vm:
         assert vm.tick_frequency == 10**12  # V1
-    with pytest.raises(kvmcpu.KvmError) as caught:
-        kvm.create_vm(type=12345)
-    assert caught.value.errno == errno.EINVAL
-    assert "KVM_CREATE_VM" in str(caught.value)
+    if kvm.arch != "riscv64":  # which looks at no type
+        with pytest.raises(kvmcpu.KvmError) as caught:
+            kvm.create_vm(type=12345)
+        assert caught.value.errno == errno.EINVAL
+        assert "KVM_CREATE_VM" in str(caught.value)
     for frequency in (0, -1, 1 << 65, "fast", 1.5):
         with pytest.raises((TypeError, ValueError, OverflowError)):
             kvm.create_vm(tick_frequency=frequency)
@@ -230,6 +234,7 @@ def test_create_vm_arguments(kvm) -> None:
         kvm.create_vm(0)
 
 
+@pytest.mark.kvm(arch="x86_64")
 def test_from_many_threads(kvm) -> None:
     results: list[object] = []
 
@@ -280,7 +285,7 @@ int ioctl(int fd, unsigned long request, ...)
 """
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_another_api_version(tmp_path):
     """A device that speaks another version of the API, by a library in front of ioctl()."""
     source, library = tmp_path / "other.c", tmp_path / "other.so"

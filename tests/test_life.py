@@ -16,7 +16,7 @@ from conftest import Maker
 
 import kvmcpu
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 
 SPIN = "spin: jmp spin"
 

@@ -201,7 +201,7 @@ zero: .long 0
 """
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize("bits", [32, 64])
 def test_elf_runs(vm: kvmcpu.VM, bits: int) -> None:
     ram = vm.add_memory(0, "4MiB")
@@ -217,7 +217,7 @@ def test_elf_runs(vm: kvmcpu.VM, bits: int) -> None:
     assert cpu.regs.rsp % 16 == 0
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_elf_linked_high_loads_low(vm: kvmcpu.VM) -> None:
     # As kernels are: virtual addresses in the upper half, physical ones at 2 MiB.
     vm.add_memory(0, "4MiB")
@@ -233,7 +233,7 @@ def test_elf_linked_high_loads_low(vm: kvmcpu.VM) -> None:
     assert cpu.regs.rax == 0x200007
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_elf_gets_its_arguments(vm: kvmcpu.VM) -> None:
     ram = vm.add_memory(0, "4MiB")
     cpu = load(vm, loaders.ElfImage(ELF), "-v", "näme")
@@ -255,7 +255,7 @@ def test_arguments_that_do_not_fit(vm: kvmcpu.VM) -> None:
 # ---------------------------------------------------------------------------- flat binaries
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize("address", [0x1000, 0x7C00, 0xFFF0, 0x12340, 0x80000])
 def test_flat_in_real_mode(vm: kvmcpu.VM, address: int) -> None:
     vm.add_memory(0, "1MiB")
@@ -267,7 +267,7 @@ def test_flat_in_real_mode(vm: kvmcpu.VM, address: int) -> None:
     assert cpu.sregs.cs.base == cpu.sregs.cs.selector * 16
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize(("mode", "bits"), [("protected", 32), ("long", 64)])
 def test_flat_in_other_modes(vm: kvmcpu.VM, mode, bits: int) -> None:
     vm.add_memory(0, "4MiB")
@@ -293,7 +293,7 @@ def test_flat_that_does_not_fit(vm: kvmcpu.VM) -> None:
 # ---------------------------------------------------------------------------- firmware
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_firmware_is_at_both_places_and_starts_at_its_reset_vector(vm: kvmcpu.VM) -> None:
     vm.add_memory(0, "1MiB")
     # At the reset vector: jump to the copy below 1 MiB, at 0xf0000, which halts.
@@ -353,7 +353,7 @@ def test_memory_above_3_gib_goes_above_4(vm: kvmcpu.VM) -> None:
     assert base.ram(vm) == [(0, 3 << 30), (4 << 30, 6 << 30)]
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_long_mode_maps_all_memory(vm: kvmcpu.VM) -> None:
     add_ram(vm, 5 << 30)
     code = guests.assemble("movabs rbx, 0x17ffffff8; mov qword ptr [rbx], 77; hlt", bits=64)
@@ -365,7 +365,7 @@ def test_long_mode_maps_all_memory(vm: kvmcpu.VM) -> None:
         cpu.translate(0x180000000)
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_the_descriptor_table_says_what_the_registers_say(vm: kvmcpu.VM) -> None:
     # The hidden parts were set directly: loading them anew from the table must change nothing.
     vm.add_memory(0, "4MiB")
@@ -431,7 +431,7 @@ def test_user_guest_with_handlers(user_guest) -> None:
 # ---------------------------------------------------------------------------- real firmware
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.skipif(not SEABIOS.exists(), reason=f"no {SEABIOS} (Debian: seabios)")
 def test_seabios_says_its_version(vm: kvmcpu.VM) -> None:
     add_ram(vm, 64 << 20)

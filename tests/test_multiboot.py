@@ -81,7 +81,7 @@ def text(vm: kvmcpu.VM, address: int) -> str:
     return bytes(vm.read(address, 256)).split(b"\0")[0].decode()
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize("kernel", [elf(header1(3)), flat1()], ids=["elf", "addresses"])
 def test_version_1(tmp_path, kernel) -> None:
     module = tmp_path / "module"
@@ -107,7 +107,7 @@ def test_version_1(tmp_path, kernel) -> None:
         assert text(vm, struct.unpack("<I", vm.read(ebx + 64, 4))[0]) == "kvmcpu"
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize(
     "kernel",
     [
@@ -240,7 +240,7 @@ def test_a_wrong_checksum_is_no_header(tmp_path) -> None:
     assert open_image(path).kind == "flat binary"
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_what_does_not_fit(tmp_path) -> None:
     path, module = tmp_path / "kernel", tmp_path / "module"
     path.write_bytes(elf(header1(3)))
@@ -266,7 +266,7 @@ def machine():
         yield vm, vm.create_vcpu()
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @settings(max_examples=300, deadline=None)
 @given(
     second=st.booleans(),

@@ -27,7 +27,7 @@ from kvmcpu.devices import (
 )
 from kvmcpu.loaders import x86_start
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 
 
 def guest(board, source: str) -> kvmcpu.Vcpu:

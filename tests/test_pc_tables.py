@@ -104,7 +104,7 @@ def test_smbios(memory: int, cpus: int) -> None:
     assert mapped == memory
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_a_pc_has_the_tables_of_what_it_has() -> None:
     def files(*others: devices.Device) -> set[str]:
         config = devices.FwCfg()

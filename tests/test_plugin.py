@@ -16,11 +16,9 @@ import pytest
 from kvmcpu.lab.targets import host
 from kvmcpu.testing.needs import LABS, Need, Offer, here, need
 
+STARTS_PYTEST = pytest.mark.outside("it starts pytest again and again, which is the same there")
 PVM = Offer("x86_64", name="pvm")
 COUNTING = Offer("x86_64", interrupts=True, counters=True, name="vmx")
-
-
-SAME = pytest.mark.outside("what pytest says of its options and markers is the same there")
 
 
 def run(
@@ -246,7 +244,7 @@ def test_interrupt(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in machines)
 
 
-@SAME
+@STARTS_PYTEST
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -265,7 +263,7 @@ def test_wrong_options(tmp_path: Path, options: list[str], says: str) -> None:
     assert "Traceback" not in done.stderr + done.stdout
 
 
-@SAME
+@STARTS_PYTEST
 def test_wrong_markers(tmp_path: Path) -> None:
     for marker, says in (
         ("kvm(interupts=True)", "interupts? The marker is kvm(arch="),
@@ -279,7 +277,7 @@ def test_wrong_markers(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-@SAME
+@STARTS_PYTEST
 def test_collect_only(tmp_path: Path) -> None:
     """Nothing is started to list the tests."""
     done = run(tmp_path, "def test_a(): pass", "--lab=arm64", "--collect-only", "-q")

@@ -15,7 +15,7 @@ import kvmcpu
 from kvmcpu.devices import Serial16550
 from kvmcpu.loaders import x86_start
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 COM1 = 0x3F8
 DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(COM1, COM1 + 8)
 

@@ -14,7 +14,7 @@ from guests import MMIO, ORIGIN, Guest
 
 import kvmcpu
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 
 SPIN = "spin: jmp spin"
 # A handler for vector 0x20 in real mode's table, which counts in bl.
@@ -513,7 +513,7 @@ WRITES = """
 """
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 @pytest.mark.parametrize("console", ["sink", "python"])
 def test_a_handler_asks_for_more_than_accesses(guest, console):
     """V7: what a handler asks for in the middle of a run holds from the next entry on."""
@@ -559,7 +559,7 @@ def test_a_handler_asks_for_more_than_accesses(guest, console):
     assert (sink.getvalue() or bytes(listed)) == b"ab" * 7
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_an_event_comes_between_brief_writes(guest):
     """V7: an event is called at its tick, also when the guest does nothing but write to a sink."""
     g = guest("again: out 0xe9, al; jmp again")
@@ -583,7 +583,7 @@ def test_an_event_comes_between_brief_writes(guest):
     assert g.cpu.stats["io"] == out.total
 
 
-@pytest.mark.kvm
+@pytest.mark.kvm(arch="x86_64")
 def test_brief_writes_are_recorded_and_timed(guest):
     """V9, V25: writes to a sink are in the ring of last exits, and their time is the guest's."""
     g = guest("mov cx, 50; again: mov al, cl; out 0xe9, al; loop again; hlt")

@@ -18,7 +18,7 @@ from kvmcpu import ConfigError, System, boards, config, devices
 from kvmcpu.console import ConsoleClosed, ConsoleTimeout
 from kvmcpu.devices import Device, Ports, Register
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

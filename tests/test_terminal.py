@@ -17,7 +17,7 @@ from pathlib import Path
 import guests
 import pytest
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 
 # Says "hi", then what is typed, each byte plus one; 'q' ends with status 6.
 ECHO = """

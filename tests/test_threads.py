@@ -17,7 +17,7 @@ from guests import ORIGIN, Guest, assemble
 import kvmcpu
 from kvmcpu.loaders import x86_start
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 
 SPIN = "spin: jmp spin"
 

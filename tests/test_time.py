@@ -13,7 +13,7 @@ from guests import Guest
 
 import kvmcpu
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 
 SPIN = "spin: jmp spin"
 SECOND = 10**12
@@ -243,7 +243,7 @@ def test_no_timer_is_left_armed(guest: Maker, options: dict[str, Any]) -> None:
     assert len(count) >= 50
     g.cpu.enter("100ms")
     g.cpu.enter(0)
-    assert g.cpu.stats["exit_signal"] == 0
+    assert g.cpu.stats["exit_signal"] <= reasons.count("ticks")
 
 
 @pytest.mark.parametrize("options", TIMERS, ids=named)

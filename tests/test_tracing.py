@@ -8,7 +8,7 @@ from conftest import Maker
 
 import kvmcpu
 
-pytestmark = pytest.mark.kvm
+pytestmark = pytest.mark.kvm(arch="x86_64")
 
 
 def test_no_exits_yet(cpu: kvmcpu.Vcpu) -> None:

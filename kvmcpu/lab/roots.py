@@ -28,9 +28,10 @@ _PACKAGES = (
     *("base-files", "base-passwd", "bash", "coreutils", "dash", "diffutils", "findutils"),
     *("grep", "gzip", "hostname", "libc-bin", "mount", "procps", "sed", "tar", "util-linux"),
     *("python3", "python3-pytest", "python3-hypothesis", "python3-pyelftools"),
-    *("python3-tomli-w", "python3-numpy"),
+    *("python3-tomli-w", "python3-numpy", "linux-libc-dev"),
 )
 _SHELL = "bin/sh"
+_ALTERNATIVES = ("blas/libblas.so.3", "lapack/liblapack.so.3")  # of numpy's libraries
 _MERGED = ("bin", "lib", "lib64", "sbin")  # directories that are links into usr
 _KEPT = 4  # states of the package that are kept
 _HERE = os.path.dirname(os.path.abspath(kvmcpu.__file__))
@@ -45,7 +46,7 @@ def root(target: Target, progress: images.Progress) -> str:
         apt.update()
         files = apt.download_all(f"Python for {target.name}", _PACKAGES)
         system = os.path.join(new, "root")
-        _unpack(files, system)
+        _unpack(files, system, os.path.join("usr/lib", target.triplet))
         version = _version(system)
         headers = os.path.join(new, "headers")
         (development,) = apt.download(f"libpython{version}-dev")
@@ -59,7 +60,7 @@ def root(target: Target, progress: images.Progress) -> str:
     return images.made(f"root-{target.name}-{key}", make)
 
 
-def _unpack(files: list[str], system: str) -> None:
+def _unpack(files: list[str], system: str, libraries: str) -> None:
     for name in _MERGED:
         os.makedirs(os.path.join(system, "usr", name))
         os.symlink(f"usr/{name}", os.path.join(system, name))
@@ -70,6 +71,10 @@ def _unpack(files: list[str], system: str) -> None:
         shutil.copy(master, os.path.join(system, "etc", name))
     if not os.path.exists(os.path.join(system, _SHELL)):
         os.symlink("dash", os.path.join(system, _SHELL))
+    for name in _ALTERNATIVES:
+        link = os.path.join(system, libraries, os.path.basename(name))
+        if os.path.exists(os.path.join(system, libraries, name)):
+            os.symlink(name, link)
     for name in ("dev", "proc", "root", "run", "sys", "tmp"):
         os.makedirs(os.path.join(system, name), exist_ok=True)
     os.chmod(os.path.join(system, "tmp"), 0o1777)

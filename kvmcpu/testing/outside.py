@@ -57,11 +57,17 @@ class Places:
 
     def _place(self, item: pytest.Item) -> str:
         need = needs.need(item)
+        if need is None:
+            return self.names[0]
+        reasons = []
         for name in self.names:
             offer = needs.here() if name == needs.HOST else needs.LABS[name]
-            if need is None or need.lack(offer) is None:
+            reason = need.lack(offer)
+            if reason is None:
                 return name
-        return needs.HOST  # where it is skipped, or fails to find what no place has
+            reasons.append(reason)
+        item.add_marker(pytest.mark.skip(reason="; ".join(reasons)))
+        return needs.HOST  # which skips it
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
