@@ -11,6 +11,7 @@ For another architecture's Python on this machine there is csrc/cross.py.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 sys.path.insert(0, "csrc")
 import sources
@@ -97,4 +99,17 @@ class BuildExt(build_ext):
         )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExt})
+class BuildPy(build_py):
+    """Takes the C sources along into what is installed: labs of another architecture compile them
+    (kvmcpu/lab/roots.py)."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "kvmcpu/_source"
+            shutil.rmtree(target, ignore_errors=True)
+            ignore = shutil.ignore_patterns("__pycache__", "build*")
+            shutil.copytree("csrc", target, ignore=ignore)
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExt, "build_py": BuildPy})

@@ -104,7 +104,7 @@ class _Bar:
                 sys.stderr.write("\n")
             sys.stderr.flush()
         elif what != self._last:
-            say(f"lab: fetching {what}")
+            say(f"lab: {what}")
         self._last = what
 
 

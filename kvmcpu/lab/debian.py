@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from glob import glob
+from urllib.parse import unquote
 
 from kvmcpu.lab.errors import LabError
 
@@ -145,7 +146,7 @@ class Apt:
                 for line in status:
                     fields = line.split(":")
                     if len(fields) > 2 and fields[0] in ("dlstatus", "pmstatus"):
-                        self._progress(what, float(fields[2]))
+                        self._progress(f"fetching {what}", float(fields[2]))
             output, _ = process.communicate()
         except BaseException:
             process.kill()
@@ -154,7 +155,7 @@ class Apt:
         if process.returncode:
             errors = [line for line in output.splitlines() if line.startswith(("E:", "Err:"))]
             raise LabError(f"{' '.join(command)}: {'; '.join(errors[:3]) or output[-300:]}")
-        self._progress(what, 100)
+        self._progress(f"fetching {what}", 100)
         return output
 
     def update(self) -> None:
@@ -186,6 +187,11 @@ class Apt:
         if not files:
             raise LabError(f"apt-get fetched none of {', '.join(packages)}")
         return sorted(os.path.join(self.archives, name) for name in files)
+
+
+def name(file: str) -> str:
+    """What a package's file says of it: its name, version and architecture."""
+    return unquote(os.path.basename(file).removesuffix(".deb"))
 
 
 def unpack(file: str, directory: str) -> None:

@@ -112,7 +112,7 @@ def kernel(target: Target, progress: Progress) -> Kernel:
         )
         _bootable(new, target, found, modules, busybox)
         with open(os.path.join(new, "contents"), "w", encoding="utf-8") as list_:
-            list_.writelines(f"{os.path.basename(deb)[:-4]}\n" for deb in files)
+            list_.writelines(f"{debian.name(deb)}\n" for deb in files)
         shutil.rmtree(os.path.join(new, "apt"))
         shutil.rmtree(unpacked)
 

@@ -57,7 +57,7 @@ def _entry(name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0
     return head + data + bytes(-len(data) % 4)
 
 
-def archive(busybox: bytes, modules: Iterable[tuple[str, bytes]]) -> bytes:
+def archive(busybox: bytes, modules: Iterable[tuple[str, bytes]], script: str = INIT) -> bytes:
     """The archive's bytes. modules: names and contents, in the order of loading."""
     directories = ("bin", "dev", "lower", "lower/root", "lower/package", "modules", "proc", "root")
     parts = [_entry(name, stat.S_IFDIR | 0o755) for name in (*directories, "sys", "upper")]
@@ -67,7 +67,7 @@ def archive(busybox: bytes, modules: Iterable[tuple[str, bytes]]) -> bytes:
     for name, data in modules:
         names.append(name)
         parts.append(_entry(f"modules/{name}.ko", stat.S_IFREG | 0o644, data))
-    init = INIT.replace("@MODULES@", " ".join(names)).encode()
+    init = script.replace("@MODULES@", " ".join(names)).encode()
     parts.append(_entry("init", stat.S_IFREG | 0o755, init))
     return b"".join([*parts, _entry("TRAILER!!!", 0)])
 

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 import kvmcpu
@@ -30,6 +30,12 @@ _PACKAGES = (
     *("python3", "python3-pytest", "python3-hypothesis", "python3-pyelftools"),
     *("python3-tomli-w", "python3-numpy", "linux-libc-dev"),
 )
+# What is compiled once, which an emulated processor would take half a minute for at each start.
+_IMPORTED = (
+    *("pytest", "hypothesis", "numpy", "elftools.elf.elffile", "tomli_w", "asyncio", "ctypes"),
+    *("concurrent.futures", "doctest", "http.client", "multiprocessing", "pdb", "unittest.mock"),
+    *("_pytest.junitxml", "_pytest.pytester", "tomllib", "wave", "zipfile"),
+)
 _SHELL = "bin/sh"
 _ALTERNATIVES = ("blas/libblas.so.3", "lapack/liblapack.so.3")  # of numpy's libraries
 _MERGED = ("bin", "lib", "lib64", "sbin")  # directories that are links into usr
@@ -37,7 +43,11 @@ _KEPT = 4  # states of the package that are kept
 _HERE = os.path.dirname(os.path.abspath(kvmcpu.__file__))
 
 
-def root(target: Target, progress: images.Progress) -> str:
+RunThere = Callable[[str, str, str], None]
+"""Runs a shell's script in a lab: gets the root file system, the working directory, the script."""
+
+
+def root(target: Target, progress: images.Progress, run_there: RunThere) -> str:
     """The root file system's directory. Raises LabError."""
     suite = target.suite or debian.codename()
 
@@ -47,17 +57,33 @@ def root(target: Target, progress: images.Progress) -> str:
         files = apt.download_all(f"Python for {target.name}", _PACKAGES)
         system = os.path.join(new, "root")
         _unpack(files, system, os.path.join("usr/lib", target.triplet))
+        progress(f"compiling Python's modules for {target.name}", 0)
+        _compile(system, os.path.join(new, "compiled"), run_there)
+        progress(f"compiling Python's modules for {target.name}", 100)
         version = _version(system)
         headers = os.path.join(new, "headers")
         (development,) = apt.download(f"libpython{version}-dev")
         debian.unpack(development, headers)
         with open(os.path.join(new, "contents"), "w", encoding="utf-8") as file:
             file.write(f"Debian {suite}\nPython {version}\n")
-            file.writelines(f"{os.path.basename(name)[:-4]}\n" for name in files)
+            file.writelines(f"{debian.name(file_)}\n" for file_ in files)
         shutil.rmtree(os.path.join(new, "apt"))
 
     key = images.key(target.debian, suite, _PACKAGES)
-    return images.made(f"root-{target.name}-{key}", make)
+    return os.path.join(images.made(f"root-{target.name}-{key}", make, keep=1), "root")
+
+
+def _compile(system: str, directory: str, run_there: RunThere) -> None:
+    """Let its own Python compile the modules that are imported again and again."""
+    os.mkdir(directory)
+    imports = "; ".join(f"import {name}" for name in _IMPORTED)
+    run_there(system, directory, f"PYTHONPYCACHEPREFIX=$PWD python3 -c '{imports}'")
+    for folder, _, names in os.walk(directory):
+        cached = os.path.join(system, os.path.relpath(folder, directory), "__pycache__")
+        for name in names:
+            os.makedirs(cached, exist_ok=True)
+            shutil.move(os.path.join(folder, name), cached)
+    shutil.rmtree(directory)
 
 
 def _unpack(files: list[str], system: str, libraries: str) -> None:
@@ -121,7 +147,7 @@ def _extension(target: Target, base: str) -> str:
     source = _sources()
     names = list(_files(source, ".c", ".h", ".py"))
     stub = os.path.join(_HERE, "_kvm.pyi")
-    version = _version(os.path.join(base, "root"))
+    version = _version(base)
     name = f"_kvm.cpython-{version.replace('.', '')}-{target.triplet}.so"
 
     def make(new: str) -> None:
@@ -132,7 +158,12 @@ def _extension(target: Target, base: str) -> str:
             os.mkdir(os.path.join(top, "kvmcpu"))
             shutil.copy(stub, os.path.join(top, "kvmcpu"))
             command = [sys.executable, os.path.join(top, "csrc/cross.py"), "--arch", target.name]
-            command += ["--root", os.path.join(base, "headers"), "--python", version]
+            command += [
+                "--root",
+                os.path.join(os.path.dirname(base), "headers"),
+                "--python",
+                version,
+            ]
             command += ["--output", os.path.join(new, name)]
             done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -145,7 +176,7 @@ def _extension(target: Target, base: str) -> str:
             file.write(f"the extension for {target.name}\n")
 
     digest = _digest(source, names) + _digest(_HERE, ["_kvm.pyi"])
-    key = images.key(digest, os.path.basename(base), version)
+    key = images.key(digest, os.path.basename(os.path.dirname(base)), version)
     return os.path.join(images.made(f"extension-{target.name}-{key}", make, keep=_KEPT), name)
 
 

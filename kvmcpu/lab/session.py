@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import kvmcpu
 from kvmcpu.lab import images, machine, roots
@@ -169,9 +169,19 @@ def _shares(job: Job, progress: images.Progress) -> list[machine.Share]:
         return [machine.Share("root", job.root), work]
     if job.target.name == host():
         return [machine.Share("root", "/"), work]
-    base = roots.root(job.target, progress)
+
+    def run_there(root: str, directory: str, script: str) -> None:
+        there = replace(
+            job, command=["sh", "-c", script], root=root, directory=directory, timeout=600
+        )
+        with Session(there, {machine.STDERR: said.extend}) as session:
+            if session.run():
+                raise LabError(f"in the new root: {said.decode(errors='replace').strip()}")
+
+    said = bytearray()
+    base = roots.root(job.target, progress, run_there)
     package = machine.Share("package", roots.package(job.target, base))
-    return [machine.Share("root", os.path.join(base, "root")), package, work]
+    return [machine.Share("root", base), package, work]
 
 
 class Session:

@@ -176,7 +176,7 @@ class _Lab:
     def _progress(self, what: str, percent: float) -> None:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if percent >= 100 and reporter:
-            reporter.write_line(f"lab: fetched {what}")
+            reporter.write_line(f"lab: {what}")
 
     def _out(self, data: bytes) -> None:
         if not self._capturing:
