@@ -62,6 +62,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="a long sweep: run with --slow"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where the processor is emulated, compiling the package takes as long as all else that a
+    process of a test does: they keep what the first one compiled, whatever the environment says."""
+    with pytest.MonkeyPatch.context() as patch:
+        if guests.EMULATED:
+            patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("compiled")))
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def kvm() -> Iterator[kvmcpu.Kvm]:
     """The host's KVM, one for the session: the kernel takes long to list the supported CPUID."""

@@ -17,6 +17,7 @@ a guest lie in its memory is the same for all of them:
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -36,6 +37,14 @@ HANDLER_SIZE = 0x400
 STACK = 0x90000
 KERNEL_STACK = 0xA0000
 MMIO = 0x1000_0000
+
+EMULATED = os.uname().nodename.startswith("lab-")  # this is a lab: the processor itself is emulated
+
+
+def sized(count: int) -> int:
+    """How often a test repeats what a slow processor shows as well with an eighth of it."""
+    return count // 8 if EMULATED else count
+
 
 # Everything in one piece, so that a flat binary holds its data and its zeros too.
 FLAT_SCRIPT = """

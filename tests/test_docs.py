@@ -6,6 +6,8 @@ from pathlib import Path
 import numbers_of_v as numbers
 import pytest
 
+from kvmcpu.testing.needs import Need, need
+
 TOP = Path(__file__).parent.parent
 
 
@@ -36,3 +38,15 @@ def test_every_number_is_proved() -> None:
     assert numbers.HEADING.findall(text) == numbers.NUMBERS
     assert not [number for number, tests in numbers.citations().items() if not tests]
     assert text == numbers.numbered(text), "run: python tests/numbers_of_v.py"
+
+
+def test_where_the_numbers_are_proved(request: pytest.FixtureRequest) -> None:
+    """Where the page says that a test runs is where pytest finds that it can run."""
+    written = {
+        test: where for tests in numbers.citations().values() for test, where in tests.items()
+    }
+    for item in request.session.items:
+        where = written.get(f"{item.path.name}::{getattr(item, 'originalname', None)}")
+        if where is not None:
+            outside = item.get_closest_marker("outside") is not None
+            assert where == numbers.places(need(item) or Need(), outside=outside), item.nodeid

@@ -165,15 +165,11 @@ def test_long_strings(guest) -> None:
     assert g.cpu.exit.name == "HLT"
 
 
-def test_steps_of_ring_3(kvm, user_guest) -> None:
-    """V23: in 64-bit mode at ring 3, too."""
+@pytest.mark.kvm(interrupts=True)
+def test_steps_of_ring_3(user_guest) -> None:
+    """V23: in 64-bit mode at ring 3, too; a paravirtual KVM gives those steps to the guest."""
     g = user_guest(SPIN)
-    try:
-        assert g.cpu.step(101) == 101
-    except kvmcpu.ShutdownError:
-        if kvm.backend != "pvm":
-            raise
-        pytest.skip("a paravirtual backend gives the steps of ring 3 to the guest")
+    assert g.cpu.step(101) == 101
     assert g.cpu.regs.rbx == 51
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Maker
-from guests import ORIGIN, Guest
+from guests import ORIGIN, Guest, sized
 
 import kvmcpu
 
@@ -522,7 +522,7 @@ def test_signals_of_other_threads(guest: Maker) -> None:
 
 
 AT_THE_START = """
-import os, random, signal, threading, time
+import os, random, signal, sys, threading, time
 import kvmcpu
 
 with kvmcpu.Kvm() as kvm, kvm.create_vm() as vm:
@@ -541,7 +541,7 @@ with kvmcpu.Kvm() as kvm, kvm.create_vm() as vm:
             os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    for _ in range(300):
+    for _ in range(int(sys.argv[1])):
         cpu.regs = {"rip": 0x1000, "rflags": 2}
         begin = time.monotonic()
         try:
@@ -556,6 +556,9 @@ with kvmcpu.Kvm() as kvm, kvm.create_vm() as vm:
 def test_ctrl_c_at_the_start_of_a_run() -> None:
     """V18: one before the entry, while our code has it blocked: another thread takes it."""
     done = subprocess.run(
-        [sys.executable, "-c", AT_THE_START], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", AT_THE_START, str(sized(300))],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr

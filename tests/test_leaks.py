@@ -14,7 +14,7 @@ import pytest
 
 import kvmcpu
 
-LIVES = 300
+LIVES = guests.sized(300)
 WARM = 20
 DEVICE = 0x20000000
 CODE = "mov al, 65; out 0x10, al; mov es:[0], al; out 0xe9, al; hlt"

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 from devices import Ports, bench, settle
-from guests import ORIGIN, assemble
+from guests import ORIGIN, assemble, sized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -440,7 +440,7 @@ def drive(data) -> None:
                 device.describe()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=sized(500), deadline=None)
 @given(st.data())
 def test_anything_a_guest_does(data):
     """No access raises, whatever was written before; values fit; states can be put back."""

@@ -7,7 +7,7 @@ import random
 
 import pytest
 from devices import Ports, bench, settle
-from guests import ORIGIN, assemble
+from guests import ORIGIN, assemble, sized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -199,7 +199,7 @@ ECHO = """
 def test_64_kib_by_interrupt(kvm):
     """A guest that sums what comes gets all of it, in order, pasted at once."""
     serial = Serial16550()
-    data = random.Random(2).randbytes(65536)
+    data = random.Random(2).randbytes(sized(65536))
     with bench(kvm, serial) as board:
         code = assemble(ECHO)
         board.vm.write(ORIGIN, code)

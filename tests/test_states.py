@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Maker
-from guests import ORIGIN, Guest
+from guests import MMIO, ORIGIN, Guest
 
 import kvmcpu
 
@@ -288,6 +288,37 @@ def test_half_entry_delivers_an_mmio_read(guest: Maker) -> None:
     g.cpu.enter(0)
     assert g.cpu.regs.rax & 0xFFFFFFFF == 0x12345678
     assert g.cpu.regs.rbx & 0xFFFFFFFF == 0
+
+
+def test_half_entries_of_an_access_in_parts(long_guest: Maker) -> None:
+    """V8: what one instruction reads in two parts takes two half entries: the first ends in the
+    exit of the second part."""
+    g = long_guest(f"mov esi, {MMIO:#x}; movdqu xmm0, [rsi]; hlt")
+    g.cpu.enter()
+    for part in range(2):
+        assert isinstance(g.cpu.exit, kvmcpu.MmioExit)
+        assert (g.cpu.exit.address, g.cpu.exit.size) == (MMIO + 8 * part, 8)
+        assert (g.cpu.regs.rip, g.cpu.fpu.xmm0) == (ORIGIN + 5, 0)
+        g.cpu.exit.data = bytes([0x11 * (part + 1)]) * 8
+        g.cpu.enter(0)
+    assert (reason(g.cpu), g.ram[g.cpu.regs.rip]) == ("INTR", 0xF4)
+    assert g.cpu.fpu.xmm0 == int.from_bytes(b"\x11" * 8 + b"\x22" * 8, "little")
+
+
+def test_half_entries_of_a_read_and_a_write(long_guest: Maker) -> None:
+    """V8: an instruction that reads and writes: the half entry that ends the read ends in the
+    exit of the write, which has the sum."""
+    g = long_guest(f"mov esi, {MMIO:#x}; add dword ptr [rsi], 5; hlt")
+    g.cpu.enter()
+    assert isinstance(g.cpu.exit, kvmcpu.MmioExit)
+    assert not g.cpu.exit.is_write
+    g.cpu.exit.data = (10).to_bytes(4, "little")
+    g.cpu.enter(0)
+    assert isinstance(g.cpu.exit, kvmcpu.MmioExit)
+    assert (g.cpu.exit.is_write, g.cpu.exit.data) == (True, (15).to_bytes(4, "little"))
+    g.cpu.enter(0)
+    assert (reason(g.cpu), g.ram[g.cpu.regs.rip]) == ("INTR", 0xF4)
+    assert g.cpu.stats["half_entries"] == 2
 
 
 def test_half_entry_after_a_write(guest: Maker) -> None:
