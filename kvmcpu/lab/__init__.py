@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 
 from kvmcpu._kvm import parse_size
@@ -48,13 +49,10 @@ def run(
         timeout=timeout,
     )
     out, err = bytearray(), bytearray()
-    reading, writing = os.pipe()
-    with os.fdopen(writing, "wb") as file, os.fdopen(reading, "rb"):
-        if len(input) > 1 << 15:
-            raise ValueError("input: at most 32 KiB; put more into a file of the directory")
+    with tempfile.TemporaryFile() as file:
         file.write(input)
-        file.close()
+        file.seek(0)
         sinks = {machine.STDOUT: out.extend, machine.STDERR: err.extend}
-        with Session(job, sinks, stdin=reading) as session:
+        with Session(job, sinks, stdin=file.fileno()) as session:
             status = session.run()
     return subprocess.CompletedProcess(list(command), status, bytes(out), bytes(err))

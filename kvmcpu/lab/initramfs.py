@@ -34,7 +34,7 @@ lower=/lower/root
 if $b grep -qs package /sys/bus/virtio/devices/*/mount_tag && share package /lower/package; then
 	lower=/lower/package:$lower
 fi
-$b mount -t tmpfs -o mode=755 upper /upper
+$b mount -t tmpfs -o mode=755,size=60% upper /upper
 $b mkdir /upper/files /upper/work
 $b mount -t overlay -o "lowerdir=$lower,upperdir=/upper/files,workdir=/upper/work" overlay /root ||
 	{ echo "lab: no overlay"; $b poweroff -f; }

@@ -23,6 +23,8 @@ MEMORY = 1 << 30
 _PIECE = 1 << 16
 _START_LIMIT = 180.0  # s; a lab that takes longer than that is taken to hang
 _END_LIMIT = 20.0  # s for what is left to write
+_SLICE = 1.0  # s
+_SILENT = 60  # slices without a sign of life, after which a lab is taken to hang
 
 Sink = Callable[[bytes], object]
 
@@ -82,6 +84,7 @@ fi
 	done <&4
 	$b poweroff -f
 } &
+while $b sleep 2; do echo alive >&4; done &
 wait $command
 status=$?
 end_others
@@ -213,10 +216,12 @@ class Session:
             terminal=terminal,
         )
         self.started = False
+        self._since = time.monotonic()
         self._status: int | None = None
         self._held: dict[int, bytes] = {}
         self._control = b""
         self._waiting = b""
+        self._outgoing: dict[int, bytes] = {}
         self._selector = selectors.PollSelector()
 
     def __enter__(self) -> Session:
@@ -235,8 +240,19 @@ class Session:
         self._tell(f"size {rows} {columns}\n")
 
     def send(self, port: int, data: bytes) -> None:
-        """Write to a port, all of it."""
-        self.machine.ports[port].sendall(data)
+        """Write to a port, as fast as the guest takes it."""
+        self._outgoing[port] = self._outgoing.get(port, b"") + data
+        self._flush(port)
+
+    def _flush(self, port: int) -> None:
+        file = self.machine.ports[port]
+        with suppress(BlockingIOError):
+            sent = file.send(self._outgoing[port], socket.MSG_DONTWAIT)
+            self._outgoing[port] = self._outgoing[port][sent:]
+        events = selectors.EVENT_READ
+        if self._outgoing[port]:
+            events |= selectors.EVENT_WRITE
+        self._selector.modify(file, events, port)
 
     def _tell(self, line: str) -> None:
         with suppress(OSError):
@@ -256,39 +272,51 @@ class Session:
             self._selector.register(ports[port], selectors.EVENT_READ, port)
         self._selector.register(self.machine.console, selectors.EVENT_READ, -1)
         self._held = {} if self._terminal else dict.fromkeys(outputs, b"")
-        limit = time.monotonic() + _START_LIMIT
+        # Slices without a sign of life: a clock would go on while this process is stopped.
+        silent = 0
         while self._status is None or self._held:
-            if not self._step(limit - time.monotonic()):
-                raise LabCrash(f"the lab died: {self.machine.why_it_died()}")
-            now = time.monotonic()
-            if self._status is not None:
-                limit = min(limit, now + _END_LIMIT)
-            if now >= limit:
+            left = self._limit() - time.monotonic()
+            if left <= 0:
                 if not self.started:
                     raise LabCrash("the lab did not start in time")
-                if self._status is not None:
-                    return self._status  # somebody holds its output
-                raise LabTimeout(f"timed out after {self._job.timeout:g} s")
-            if self.started and limit - now <= _START_LIMIT and self._status is None:
-                limit = self._begun + (self._job.timeout or float("inf"))
+                if self._status is None:
+                    raise LabTimeout(f"timed out after {self._job.timeout:g} s")
+                break  # somebody holds its output
+            heard = self._step(min(_SLICE, left))
+            if heard is None:
+                raise LabCrash(f"the lab died: {self.machine.why_it_died()}")
+            silent = 0 if heard or not self.started else silent + 1
+            if silent > _SILENT:
+                raise LabCrash(f"the lab hangs: no sign of life for {_SILENT * _SLICE:g} s")
+        assert self._status is not None
         return self._status
 
-    def _step(self, patience: float) -> bool:
-        """Wait for something and hand it on; False when the machine is gone."""
-        wait = None if patience == float("inf") else max(0.0, patience)
-        for key, _ in self._selector.select(wait):
+    def _limit(self) -> float:
+        """Until when what goes on now may last."""
+        if not self.started:
+            return self._since + _START_LIMIT
+        if self._status is None:
+            return self._since + (self._job.timeout or float("inf"))
+        return self._since + _END_LIMIT
+
+    def _step(self, patience: float) -> bool | None:
+        """Wait for something and hand it on: whether anything came; None: the machine is gone."""
+        ready = self._selector.select(max(0.0, patience))
+        for key, events in ready:
             port = key.data
             if port == -1:
                 if not self.machine.listen():
-                    return False
+                    return None
             elif port == machine.STDIN:
                 self._feed(key)
+            elif events & selectors.EVENT_WRITE:
+                self._flush(port)
             else:
                 data = self.machine.ports[port].recv(_PIECE)
                 if not data:
-                    return False
+                    return None
                 self._take(port, data)
-        return True
+        return bool(ready)
 
     def _feed(self, key: selectors.SelectorKey) -> None:
         """Standard input, as fast as the guest takes it."""
@@ -340,13 +368,13 @@ class Session:
     def _obey(self, line: str) -> None:
         word, _, rest = line.partition(" ")
         if word == "ready":
-            self.started, self._begun = True, time.monotonic()
+            self.started, self._since = True, time.monotonic()
             if self._stdin is not None:
                 self._selector.register(self._stdin, selectors.EVENT_READ, machine.STDIN)
             else:
                 self.machine.ports[machine.STDIN].shutdown(socket.SHUT_WR)
         elif word == "exit":
-            self._status = int(rest)
+            self._status, self._since = int(rest), time.monotonic()
         elif word == "fail":
             raise LabError(f"the lab did not start: {rest}")
 
