@@ -10,11 +10,13 @@ import lzma
 import os
 import shutil
 import stat
+import struct
 import subprocess
 from collections.abc import Iterable, Iterator
 
 from kvmcpu.lab.errors import LabError
 
+_SIGNED = b"~Module signature appended~\n"
 INIT = """\
 #!/bin/busybox sh
 # The kernel starts this. It mounts the root that the host shares, read-only under a file system in
@@ -40,9 +42,9 @@ for directory in dev proc sys run; do $b mkdir -p "/root/$directory"; done
 for directory in dev proc sys; do $b mount -o move "/$directory" "/root/$directory"; done
 $b mount -t tmpfs -o mode=755 run /root/run
 $b mkdir /root/run/lab
-$b cp $b /root/run/lab/busybox
+$b cp /bin/busybox /root/run/lab/busybox
 until [ -e /root/dev/vport0p4 ] && [ -e /root/dev/vport0p5 ]; do $b usleep 5000; done
-exec $b switch_root /root /run/lab/busybox sh -c '
+exec /bin/busybox switch_root /root /run/lab/busybox sh -c '
 	/run/lab/busybox cat /dev/vport0p5 >/run/lab/start
 	exec /run/lab/busybox sh /run/lab/start'
 """
@@ -72,15 +74,27 @@ def archive(busybox: bytes, modules: Iterable[tuple[str, bytes]], script: str = 
     return b"".join([*parts, _entry("TRAILER!!!", 0)])
 
 
+def _unsigned(module: bytes) -> bytes:
+    """Without the signature, which an emulated processor would take long to verify.
+
+    The kernel's struct module_signature lies before a mark (include/linux/module_signature.h).
+    """
+    if not module.endswith(_SIGNED):
+        return module
+    end = len(module) - len(_SIGNED) - 12
+    _algo, _hash, _kind, signer, key, size = struct.unpack_from(">5B3xI", module, end)
+    return module[: end - signer - key - size]
+
+
 def decompress(path: str) -> bytes:
-    """A module's bytes, however the distribution compressed it."""
+    """A module's bytes, however the distribution compressed it, without a signature."""
     with open(path, "rb") as file:
         data = file.read()
     if path.endswith(".xz"):
-        return lzma.decompress(data)
-    if path.endswith(".zst"):
-        return zstd(data)
-    return data
+        data = lzma.decompress(data)
+    elif path.endswith(".zst"):
+        data = zstd(data)
+    return _unsigned(data)
 
 
 def zstd(data: bytes) -> bytes:

@@ -54,7 +54,7 @@ cd @DIRECTORY@ || fail "cannot go to the working directory"
 end_others() {
 	for process in /proc/[0-9]*; do
 		exe=$($b readlink "$process/exe") || continue
-		[ "$exe" = $b ] || kill -KILL "${process#/proc/}" 2>/dev/null
+		[ "$exe" = /run/lab/busybox ] || kill -KILL "${process#/proc/}" 2>/dev/null
 	done
 }
 if [ @TERMINAL@ = 1 ]; then

@@ -34,7 +34,7 @@ class Target:
     """A file that QEMU needs beside itself, and its package."""
 
 
-_QUIET = "quiet panic=-1 mitigations=off"
+_QUIET = "quiet panic=-1 mitigations=off rodata=off cryptomgr.notests"
 
 TARGETS = {
     target.name: target
