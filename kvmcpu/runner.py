@@ -194,26 +194,26 @@ def run(job: Job) -> int:
     sys.stdout.flush()
     keys: Input | None = None
     status = 0
-    try:
-        with ExitStack() as stack:
-            if job.debug_flags:
-                stack.enter_context(trace.tracing(*job.debug_flags))
-            system.build()
-            stack.enter_context(_signals())
-            escaped = threading.Event()
-            keys = _attach(system, escaped)
-            if keys is not None:
-                stack.enter_context(keys)
-            status = _run_to_end(job, system, escaped)
-            if keys is not None:
-                keys.restore()
+    with _signals():  # until no CPU is left whose writes to a closed pipe bring more of them
+        try:
+            with ExitStack() as stack:
+                if job.debug_flags:
+                    stack.enter_context(trace.tracing(*job.debug_flags))
+                system.build()
+                escaped = threading.Event()
+                keys = _attach(system, escaped)
+                if keys is not None:
+                    stack.enter_context(keys)
+                status = _run_to_end(job, system, escaped)
+                if keys is not None:
+                    keys.restore()
+                with _patience(status, keys):
+                    system.pause()
+                _tell_of_losses(system)
+                _write_stats(job, stats, system)
+        finally:
             with _patience(status, keys):
-                system.pause()
-            _tell_of_losses(system)
-            _write_stats(job, stats, system)
-    finally:
-        with _patience(status, keys):
-            system.close()
+                system.close()
     return status
 
 

@@ -578,7 +578,7 @@ def test_an_event_comes_between_brief_writes(guest):
     assert all(late >= 0 for late, _ in seen)
     totals = [total for _, total in seen]
     assert totals == sorted(totals)
-    assert len(set(totals)) > 5  # not one after each other, after the run
+    assert len(set(totals)) > 1  # not all of them after the run, however slow the processor
     assert passed >= kvmcpu.parse_ticks("25ms")
     assert g.cpu.stats["io"] == out.total
 
