@@ -61,6 +61,12 @@ def machines() -> set[str]:
     return found
 
 
+@pytest.fixture(autouse=True, scope="module")
+def prepared() -> None:
+    """What the labs need is there, and says nothing of its being fetched in the tests."""
+    subprocess.run([*COMMAND, "prepare"], check=True, timeout=300)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Whatever a test does, no machine outlives it."""
@@ -106,18 +112,14 @@ def test_surroundings(tmp_path: Path) -> None:
     subprocess.run(["make", "-s", "-C", TOP / "examples", "hello.elf"], check=True)
     done = shell(script, cwd=directory)
     assert done.stderr == b""
-    assert done.stdout.decode().splitlines()[:7] == [
-        str(directory),
-        *("giventool", "lost", f"{TOP}/pyproject.toml", f"lab-{host()}", "kvm"),
-        "Hello from a guest",
-    ] or done.stdout.decode().splitlines()[:6] == [
+    assert done.stdout.decode().splitlines()[:6] == [
         str(directory),
         *("giventool", "lost", f"{TOP}/pyproject.toml", f"lab-{host()}", "kvm"),
     ]
     assert done.returncode == 0
     assert sorted(path.name for path in directory.iterdir()) == ["new", "stats", "tool"]
     assert (directory / "new/file").read_text() == "1\n"
-    assert "insts" in (directory / "stats").read_text()
+    assert "committedInsts" in (directory / "stats").read_text()
     assert not (tmp_path / "elsewhere").exists()
 
 

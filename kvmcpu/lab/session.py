@@ -53,6 +53,9 @@ $b mkdir -p @DIRECTORY@ && $b mount -t 9p \
 	fail "cannot mount the working directory"
 @MORE@
 cd @DIRECTORY@ || fail "cannot go to the working directory"
+# Busybox's own would take busybox's commands for those of the same name.
+env=/usr/bin/env
+[ -x $env ] || env="$b env"
 end_others() {
 	for process in /proc/[0-9]*; do
 		exe=$($b readlink "$process/exe") || continue
@@ -137,7 +140,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _start_script(job: Job, mark: bytes, terminal: bool) -> bytes:
-    words = ["env", "-i", *(f"{n}={v}" for n, v in _environment(job).items()), *job.command]
+    words = ["-i", *(f"{n}={v}" for n, v in _environment(job).items()), *job.command]
     # Where the package lies in the working directory, that of the lab's architecture is there.
     package = os.path.dirname(os.path.abspath(kvmcpu.__file__))
     more = ""
@@ -150,7 +153,7 @@ def _start_script(job: Job, mark: bytes, terminal: bool) -> bytes:
         "@MORE@": more,
         "@TERMINAL@": "1" if terminal else "0",
         "@MARK@": mark.decode(),
-        "@COMMAND@": f"/run/lab/busybox {shlex.join(words)}",
+        "@COMMAND@": f"$env {shlex.join(words)}",
     }
     script = _START
     for name, text in fields.items():
