@@ -62,11 +62,28 @@ end_others() {
 		[ "$exe" = /run/lab/busybox ] || kill -KILL "${process#/proc/}" 2>/dev/null
 	done
 }
+{
+	while read -r word first second; do
+		case $word in
+		signal)
+			until [ -s /run/lab/pid ]; do $b usleep 10000; done
+			read -r command </run/lab/pid
+			kill "-$first" "-$command" 2>/dev/null || kill "-$first" "$command" 2>/dev/null
+			;;
+		size) $b stty -F /dev/hvc0 rows "$first" cols "$second" ;;
+		esac
+	done <&4
+	$b poweroff -f
+} &
+while $b sleep 2; do echo alive >&4; done &
+# Not in the background, where a shell has a command ignore SIGINT for good; in a shell of its own,
+# as to open a pipe would be interrupted by the end of another child.
+run='echo $$ >/run/lab/pid; exec "$@"'
 if [ @TERMINAL@ = 1 ]; then
-	echo ready >&4
-	$b setsid -c @COMMAND@ </dev/hvc0 >/dev/hvc0 2>&1 4>&- &
-	command=$!
 	relays=
+	echo ready >&4
+	$b setsid -c $b sh -c "$run" - @COMMAND@ </dev/hvc0 >/dev/hvc0 2>&1 4>&-
+	status=$?
 else
 	$b mkfifo /run/lab/0 /run/lab/1 /run/lab/2
 	$b cat </dev/vport0p1 >/run/lab/0 2>/dev/null 4>&- &
@@ -75,21 +92,9 @@ else
 	{ $b cat /run/lab/2; echo -n @MARK@; } >/dev/vport0p3 4>&- &
 	relays="$relays $!"
 	echo ready >&4
-	$b setsid @COMMAND@ </run/lab/0 >/run/lab/1 2>/run/lab/2 4>&- &
-	command=$!
+	(exec $b setsid $b sh -c "$run" - @COMMAND@) </run/lab/0 >/run/lab/1 2>/run/lab/2 4>&-
+	status=$?
 fi
-{
-	while read -r word first second; do
-		case $word in
-		signal) kill "-$first" "-$command" 2>/dev/null || kill "-$first" "$command" ;;
-		size) $b stty -F /dev/hvc0 rows "$first" cols "$second" ;;
-		esac
-	done <&4
-	$b poweroff -f
-} &
-while $b sleep 2; do echo alive >&4; done &
-wait $command
-status=$?
 end_others
 [ -z "$relays" ] || wait $relays
 cd /
