@@ -286,7 +286,7 @@ static void test_coarse_ticks(void)
 	put_code(&guest, CODE, 0xe6, 0x10, 0xeb, 0xfc); /* out 0x10, al; back */
 	begin = now_ns();
 	check_ok(run_for(vcpu, 500, &passed));
-	check(vcpu->stop_reason == KC_STOP_TICKS && passed == 500);
+	check(vcpu->stop_reason == KC_STOP_TICKS && passed >= 500); /* a busy host is late */
 	check(now_ns() - begin > 45000000);
 	check_ok(kc_range_remove(range, &err));
 	kc_range_put(range, guest.vm);
