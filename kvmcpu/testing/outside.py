@@ -45,7 +45,8 @@ class Places:
         if config.getoption("numprocesses", None):
             raise pytest.UsageError("--lab and -n do not go together: leave out one of them")
         self.options = _lab_options(config.getoption("lab_options"))
-        self._described = {needs.HOST: f"here, {needs.here().name}"}
+        here = needs.here()
+        self._described = {needs.HOST: f"here, {here.name if here.arch else 'without a KVM'}"}
 
     def describe(self, place: str) -> str:
         """The place, with what its KVM said of itself."""
@@ -119,6 +120,7 @@ class _Lab:
         self._place = place
         self._left = {item.nodeid: item for item in items}
         self._within: str | None = None  # the test that runs now
+        self._told: set[str] = set()
         self._capturing = self._config.getoption("capture") != "no"
 
     def run(self) -> None:
@@ -175,7 +177,8 @@ class _Lab:
 
     def _progress(self, what: str, percent: float) -> None:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        if percent >= 100 and reporter:
+        if percent >= 100 and reporter and what not in self._told:
+            self._told.add(what)
             reporter.write_line(f"lab: {what}")
 
     def _out(self, data: bytes) -> None:
