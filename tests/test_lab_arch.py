@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Labs of other architectures than this machine's: a KVM, a Python, and this package built for it."""
+"""Labs of other architectures: a KVM, a Python, and this package built for it."""
 
 from __future__ import annotations
 
