@@ -154,6 +154,7 @@ def symbols(vm: kvmcpu.VM, count: int, names: int, table: bytes) -> dict[str, in
     }
 
 
+@pytest.mark.kvm(arch="x86_64")
 def test_symbols_1(tmp_path) -> None:
     """The section headers of an ELF file, with what no segment loads (3.3, syms)."""
     _, info, vm, system = booted(tmp_path, elf(header1()))
@@ -168,6 +169,7 @@ def check_symbols_1(vm: kvmcpu.VM, info: int) -> None:
     assert symbols(vm, count, names, bytes(vm.read(table, count * size)))["_start"] == BASE + 12
 
 
+@pytest.mark.kvm(arch="x86_64")
 def test_symbols_2(tmp_path) -> None:
     """The same as a tag (3.6.7), which a kernel may insist on."""
     _, info, vm, system = booted(tmp_path, elf(header2(tag(1, 9), END)))
