@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import pty
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,14 +19,12 @@ from pathlib import Path
 import pytest
 
 from kvmcpu import lab
-from kvmcpu.lab import images
 from kvmcpu.lab.targets import host
 
 pytestmark = pytest.mark.lab
 
 TOP = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "kvmcpu", "lab"]
-NOBODY = 65534
 
 
 def run(
@@ -291,7 +288,7 @@ def test_closed_output() -> None:
         assert b"Traceback" not in process.stderr.read()
 
 
-# ---- several, and others' rights
+# ---- several
 
 
 def test_two_at_once(tmp_path: Path) -> None:
@@ -315,42 +312,6 @@ def test_ten_in_a_row(tmp_path: Path) -> None:
         done = shell(f"cat n 2>/dev/null; echo {i} >n", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, b"")
         assert done.stdout == (f"{i - 1}\n".encode() if i else b"")
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_without_privileges(tmp_path: Path) -> None:
-    """No /dev/kvm and no rights are needed, nor a home directory that can be written to."""
-    directory = tmp_path / "nobody"
-    others = shutil.ignore_patterns(".*", "root-*", "package-*", "extension-*")
-    shutil.copytree(images.cache(), directory / "cache/kvmcpu/lab", ignore=others)
-    work = directory / "work"
-    work.mkdir()
-    for path in (tmp_path.parent.parent, tmp_path.parent, tmp_path, directory):
-        path.chmod(path.stat().st_mode | 0o711)
-    for path in (work, *directory.rglob("*")):
-        os.chown(path, NOBODY, NOBODY)
-    try:
-        done = subprocess.run(
-            [
-                *COMMAND,
-                "run",
-                "--",
-                "sh",
-                "-c",
-                "id -u; echo 1 >file; test -c /dev/kvm && echo kvm",
-            ],
-            cwd=work,
-            user=NOBODY,
-            group=NOBODY,
-            extra_groups=[],
-            env={**os.environ, "XDG_CACHE_HOME": str(directory / "cache"), "HOME": "/nonexistent"},
-            capture_output=True,
-            timeout=120,
-        )
-    except PermissionError:
-        pytest.skip("the interpreter lies where others may not go")
-    assert (done.returncode, done.stdout) == (0, b"0\nkvm\n"), done.stderr
-    assert (work / "file").stat().st_uid == NOBODY
 
 
 # ---- a person at a terminal
