@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,12 +20,24 @@ from pathlib import Path
 import pytest
 
 from kvmcpu import lab
+from kvmcpu.lab import images
 from kvmcpu.lab.targets import host
 
 pytestmark = pytest.mark.lab
 
 TOP = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "kvmcpu", "lab"]
+NOBODY = 65534
+# The interpreter may lie where others may not go, so it starts as root and then is nobody.
+AS_NOBODY = f"""
+import os, sys
+from kvmcpu import cli
+from kvmcpu.lab import command
+os.setgroups([])
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+sys.exit(cli.main(["lab", "run", *sys.argv[1:]]))
+"""
 
 
 def run(
@@ -288,7 +301,7 @@ def test_closed_output() -> None:
         assert b"Traceback" not in process.stderr.read()
 
 
-# ---- several
+# ---- several, and others' rights
 
 
 def test_two_at_once(tmp_path: Path) -> None:
@@ -312,6 +325,32 @@ def test_ten_in_a_row(tmp_path: Path) -> None:
         done = shell(f"cat n 2>/dev/null; echo {i} >n", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, b"")
         assert done.stdout == (f"{i - 1}\n".encode() if i else b"")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("mode", (0o755, 0o711), ids=("readable", "passable"))
+def test_without_privileges(tmp_path: Path, mode: int) -> None:
+    """No /dev/kvm and no rights are needed, nor a home directory that can be written to, nor that
+    the directories above the working directory can be read."""
+    directory = tmp_path / "nobody"
+    others = shutil.ignore_patterns(".*", "root-*", "package-*", "extension-*")
+    shutil.copytree(images.cache(), directory / "cache/kvmcpu/lab", ignore=others)
+    work = directory / "work"
+    work.mkdir()
+    for path in (work, *directory.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    for path in (tmp_path.parent.parent, tmp_path.parent, tmp_path, directory):
+        path.chmod(mode)
+    script = "id -u; pwd; echo 1 >file; test -c /dev/kvm && echo kvm"
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, "--", "sh", "-c", script],
+        cwd=work,
+        env={**os.environ, "XDG_CACHE_HOME": str(directory / "cache"), "HOME": "/nonexistent"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, f"0\n{work}\nkvm\n".encode()), done.stderr
+    assert (work / "file").stat().st_uid == NOBODY
 
 
 # ---- a person at a terminal

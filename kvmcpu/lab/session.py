@@ -48,11 +48,18 @@ for link in fd= stdin=/0 stdout=/1 stderr=/2; do
 done
 echo 100 >/proc/sys/vm/dirty_writeback_centisecs
 echo 100 >/proc/sys/vm/dirty_expire_centisecs
-$b mkdir -p @DIRECTORY@ && $b mount -t 9p \
-	-o trans=virtio,version=9p2000.L,msize=512000,cache=loose work @DIRECTORY@ ||
-	fail "cannot mount the working directory"
+# QEMU sees nothing in a directory that its user may enter but not read: there lies one in memory.
+directory=@DIRECTORY@
+if ! $b mkdir -p "$directory" 2>/dev/null; then
+	over=${directory%/*}
+	until [ -d "$over/" ]; do over=${over%/*}; done
+	$b mount -t tmpfs -o mode=755 hidden "$over/"
+fi
+why=$({ $b mkdir -p "$directory" && $b mount -t 9p \
+	-o trans=virtio,version=9p2000.L,msize=512000,cache=loose work "$directory"; } 2>&1) ||
+	fail "cannot mount the working directory: $why"
 @MORE@
-cd @DIRECTORY@ || fail "cannot go to the working directory"
+cd "$directory" || fail "cannot go to the working directory"
 # Busybox's own would take busybox's commands for those of the same name.
 env=/usr/bin/env
 [ -x $env ] || env="$b env"
@@ -98,7 +105,7 @@ fi
 end_others
 [ -z "$relays" ] || wait $relays
 cd /
-$b umount @DIRECTORY@ 2>/dev/null || $b sync
+$b umount "$directory" 2>/dev/null || $b sync
 echo "exit $status" >&4
 $b sleep 60
 $b poweroff -f
