@@ -64,7 +64,11 @@ def make_root(path: Path, arch: str) -> Path:
     for header in Path(sysconfig.get_path("include")).iterdir():
         if header.name != "pyconfig.h":
             (headers / header.name).symlink_to(header)
-    shutil.copy(sysconfig.get_config_h_filename(), own / "pyconfig.h")
+    config = Path(sysconfig.get_config_h_filename())
+    # Debian's own Python has its per-architecture one, and in its usual place this same include.
+    debian = Path(f"/usr/include/{GNU[HERE]}-linux-gnu/python{PYTHON}/pyconfig.h")
+    shared = debian.exists() and config.samefile(f"/usr/include/python{PYTHON}/pyconfig.h")
+    shutil.copy(debian if shared else config, own / "pyconfig.h")
     (headers / "pyconfig.h").write_text(
         f"#include <{GNU[arch]}-linux-gnu/python{PYTHON}/pyconfig.h>\n"
     )
