@@ -240,10 +240,18 @@ def _open_standard_files() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def _quietly_close_stdout() -> None:
-    """What Python still holds for a reader that is gone must not be tried again at exit."""
-    with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _let_go_of_standard_files() -> bool:
+    """What Python still holds for a reader that is gone, or a full disk, must not be tried again at
+    exit, which would make the status 120. Returns whether all was written."""
+    whole = True
+    for fd, file in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            file.flush()
+        except OSError:
+            whole = False
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+    return whole
 
 
 def _complain(message: str) -> None:
@@ -255,6 +263,11 @@ def _complain(message: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     _open_standard_files()
+    status = _main(argv)
+    return status if _let_go_of_standard_files() else status or FAILED
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         own, guests = _split(sys.argv[1:] if argv is None else argv)
         options = _parser(own[0] if own else None).parse_args(own)
@@ -266,12 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _info(options)
         return _run(options, guests)
     except BrokenPipeError:
-        _quietly_close_stdout()
         return 128 + signal.SIGPIPE
     except runner.Interrupted as interrupted:
-        if interrupted.number == signal.SIGPIPE:
-            _quietly_close_stdout()
-        else:
+        if interrupted.number != signal.SIGPIPE:
             _complain(str(interrupted))
         return 128 + interrupted.number
     except KeyboardInterrupt:

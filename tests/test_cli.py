@@ -403,6 +403,16 @@ def test_info_without_permission(tmp_path: Path) -> None:
     assert "usermod" in done.stdout
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_messages_that_cannot_be_written(unbuffered: str) -> None:
+    """The status is that of the failure: Python would make it 120."""
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    for words in (["info"], ["run", "/nonexistent/image"], ["lab", "list"]):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "kvmcpu", *words]
+            assert subprocess.run(command, stdout=full, stderr=full, env=env).returncode == 125
+
+
 def test_info_to_a_reader_that_is_gone() -> None:
     script = '"$0" -m kvmcpu info | true; exit "${PIPESTATUS[0]}"'
     done = subprocess.run(

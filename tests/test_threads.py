@@ -303,7 +303,8 @@ def test_a_guest_holds_no_lock(guest: Maker) -> None:
         g.vm.map_mmio(0x20000000, 0x1000, coalesced=True).remove()
         g.vm.queue.schedule(str, delay="1000s").cancel()
         other = add_cpu(g, "hlt", 0x4000)
-        assert other.run("1ms") >= 10**9
+        while not g.vm.stats["halts"]:  # on a busy machine, not in the first run
+            assert other.run("1ms") >= 10**9
         ram.remove()
         assert g.vm.stats["halts"] == 1
         assert g.cpu.thread is not None
