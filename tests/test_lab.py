@@ -328,7 +328,7 @@ def test_ten_in_a_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-@pytest.mark.parametrize("mode", (0o755, 0o711), ids=("readable", "passable"))
+@pytest.mark.parametrize("mode", [0o755, 0o711], ids=["readable", "passable"])
 def test_without_privileges(tmp_path: Path, mode: int) -> None:
     """No /dev/kvm and no rights are needed, nor a home directory that can be written to, nor that
     the directories above the working directory can be read."""
