@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from devices import Ports, bench
 from guests import ORIGIN, assemble
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kvmcpu
@@ -234,6 +234,8 @@ def test_state_in_the_middle(kvm, image) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from((*range(0x1F0, 0x1F8), 0x3F6)), st.integers(0, 255)),
                 max_size=60), st.integers(0, 255))  # fmt: skip
+@example([(0x1F7, 0x20), (0x1F6, 0x10)], 0)  # the disk that is not there, in the middle of a read
+@example([(0x1F7, 0x30), (0x1F6, 0x10)], 0)
 def test_any_command_block(writes, command) -> None:
     """Whatever a guest writes: no exception, nothing outside of the disk."""
     with kvmcpu.Kvm() as kvm, bench(kvm, AtaController(disks=[bytes(32 << 10)])) as board:

@@ -137,6 +137,7 @@ class AtaController(Device):
 
     def _abandon(self) -> None:
         self.buffer, self.position, self.left, self.writing = b"", 0, 0, False
+        self.status = _READY
         self._interrupt(False)
 
     def _signature(self) -> None:
@@ -144,7 +145,6 @@ class AtaController(Device):
         self.count = self.lba_low = 1
         self.lba_mid = self.lba_high = self.device = 0
         self.error = 0x01  # passed
-        self.status = _READY
         self.multiple = [0, 0]
 
     # ---- addresses ----
@@ -190,7 +190,7 @@ class AtaController(Device):
         if disk is None:
             return
         self._abandon()
-        self.error, self.status = 0, _READY
+        self.error = 0
         handler = _COMMANDS.get(value & 0xF0 if value >> 4 in (1, 7) else value)
         if handler is None:
             self._fail(_ABORTED)
@@ -312,8 +312,10 @@ class AtaController(Device):
 
     # ---- data ----
 
-    def _left_in_block(self) -> int:
-        """Bytes until the end of the block, at which the next interrupt comes."""
+    def _left_in_block(self, writing: bool) -> int:
+        """Bytes until the end of the block, at which the next interrupt comes; 0: none go there."""
+        if not self.status & _DRQ or self.writing != writing:
+            return 0
         size = self.block * SECTOR
         return min(size - self.position % size, len(self.buffer) - self.position)
 
@@ -360,8 +362,7 @@ class AtaController(Device):
     def read_block(self, size: int) -> bytes:
         """The next bytes of a transfer; all ones where there are none."""
         pieces = []
-        while size and self.status & _DRQ and not self.writing:
-            take = min(size, self._left_in_block())
+        while take := min(size, self._left_in_block(writing=False)):
             pieces.append(self.buffer[self.position : self.position + take])
             size -= take
             self._moved(take)
@@ -373,8 +374,7 @@ class AtaController(Device):
 
     @data.write_block
     def write_block(self, data: bytes) -> None:
-        while data and self.status & _DRQ and self.writing:
-            take = min(len(data), self._left_in_block())
+        while take := min(len(data), self._left_in_block(writing=True)):
             self._written += data[:take]
             data = data[take:]
             self._moved(take)
