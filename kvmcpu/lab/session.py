@@ -38,7 +38,7 @@ cd /
 exec 4<>/dev/vport0p4
 fail() { echo "fail $*" >&4; $b sleep 10; $b poweroff -f; }
 $b ip link set lo up
-$b hostname lab-@ARCH@
+echo lab-@ARCH@ >/proc/sys/kernel/hostname
 $b date -s @@TIME@ >/dev/null
 $b mkdir -p /dev/pts /dev/shm
 $b mount -t devpts -o ptmxmode=666 devpts /dev/pts
@@ -65,6 +65,7 @@ env=/usr/bin/env
 [ -x $env ] || env="$b env"
 end_others() {
 	for process in /proc/[0-9]*; do
+		[ -e "$process/exe" ] || continue # one of the kernel's own
 		exe=$($b readlink "$process/exe") || continue
 		[ "$exe" = /run/lab/busybox ] || kill -KILL "${process#/proc/}" 2>/dev/null
 	done
