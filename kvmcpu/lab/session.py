@@ -53,10 +53,10 @@ directory=@DIRECTORY@
 if ! $b mkdir -p "$directory" 2>/dev/null; then
 	over=${directory%/*}
 	until [ -d "$over/" ]; do over=${over%/*}; done
-	$b mount -t tmpfs -o mode=755 hidden "$over/"
+	$b mount -t tmpfs -o mode=755 hidden "$over/" && $b mkdir -p "$directory"
 fi
-why=$({ $b mkdir -p "$directory" && $b mount -t 9p \
-	-o trans=virtio,version=9p2000.L,msize=512000,cache=loose work "$directory"; } 2>&1) ||
+why=$($b mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose \
+	work "$directory" 2>&1) ||
 	fail "cannot mount the working directory: $why"
 @MORE@
 cd "$directory" || fail "cannot go to the working directory"
