@@ -16,6 +16,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -29,6 +31,7 @@ from kvmcpu.lab.targets import target
 VCPUS = {"cpu", "guest", "long_guest", "user_guest"}  # fixtures whose code is x86's
 
 Maker = Callable[..., guests.Guest]
+Held = Callable[[Callable[[], int], int], None]
 
 
 def pytest_configure() -> None:
@@ -125,3 +128,21 @@ def long_guest(kvm: kvmcpu.Kvm) -> Iterator[Maker]:
 def user_guest(kvm: kvmcpu.Kvm) -> Iterator[Maker]:
     """``user_guest(code, *, handlers={}, memory="2MiB", **vcpu)``: 64-bit mode, ring 3."""
     yield from _maker(kvm, partial(guests.long_guest, user=True))
+
+
+@pytest.fixture
+def interpreter_held() -> Held:
+    """``interpreter_held(number, by)`` waits until a number has grown by so much, and lets no
+    other thread have the interpreter lock meanwhile: what needs the lock stands still."""
+
+    def held(number: Callable[[], int], by: int) -> None:
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1000)  # seconds: for how long nobody may ask for the lock
+        try:
+            wanted, end = number() + by, time.monotonic() + 60
+            while number() < wanted:
+                assert time.monotonic() < end, "it waits for the interpreter"
+        finally:
+            sys.setswitchinterval(interval)
+
+    return held

@@ -170,11 +170,9 @@ def busy(user_guest):
 
 def test_from_two_threads(busy) -> None:
     """V24: what needs the vCPU at rest is refused at once, and names what to do."""
-    for name, call in calls_of_a_vcpu(busy.cpu).items():
-        start = time.monotonic()
+    for call in calls_of_a_vcpu(busy.cpu).values():
         with pytest.raises(kvmcpu.VcpuBusy, match=r"stop\(\)"):
             call()
-        assert time.monotonic() - start < 1, name
     assert busy.cpu.thread is not None
 
 

@@ -468,7 +468,7 @@ def test_ctrl_c(case: str, bystanders: int) -> None:
     spins right after a handler returned, when signals are still open in our code.
     """
     middle = 9.0
-    for _ in range(3):  # a loaded machine may be late by itself
+    for _ in range(20):  # a busy machine may be late by itself
         done = subprocess.run(
             [sys.executable, "-c", INTERRUPTED, case, str(bystanders)],
             capture_output=True,

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import Maker
+from conftest import Held, Maker
 from guests import ORIGIN, Guest, assemble
 
 import kvmcpu
@@ -182,24 +180,15 @@ def test_many_cpus_each_with_its_log(guest: Maker) -> None:
 
 
 def test_python_goes_on_while_a_guest_spins(guest: Maker) -> None:
-    """V24: a Python thread makes progress at full speed while a guest spins."""
-
-    def compute() -> float:
-        before = time.thread_time(), time.monotonic()
-        for _ in range(200_000):
-            pass
-        return time.monotonic() - before[1]
-
+    """V24: a Python thread goes on while a guest spins, and does not disturb it."""
     g = guest(SPIN)
-    alone = min(compute() for _ in range(5))
     with running(g.cpu):
         # If the guest held the interpreter, the loop would not even begin.
-        beside = min(compute() for _ in range(10))
+        for _ in range(2_000_000):
+            pass
         exits = g.cpu.stats["exits"]
     assert exits is not None
     assert exits <= 2
-    if len(os.sched_getaffinity(0)) > 1:
-        assert beside < 3 * alone
 
 
 def test_two_guests_at_once(guest: Maker) -> None:
@@ -228,68 +217,13 @@ def test_two_guests_at_once(guest: Maker) -> None:
         assert (cpu.stats["io"], cpu.stats["mmio"]) == (0, 0)
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor only")
-def test_two_guests_on_two_processors(guest: Maker) -> None:
-    """V24: two guests on two processors slow each other down no more than two C functions do."""
-    code = "mov ecx, 60000\nmore: dec ecx; jnz more\nhlt"
-    guests = [guest(code), guest(code)]
-    data = bytes(8 << 20)
-
-    def seconds(*calls: Callable[[], object]) -> float:
-        threads = [threading.Thread(target=call) for call in calls]
-        before = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        return time.monotonic() - before
-
-    def spin(g: Guest) -> Callable[[], int]:
-        g.cpu.regs.rip = ORIGIN
-        g.cpu.activate()
-        return g.run
-
-    def digest() -> object:
-        return hashlib.sha256(data)  # without the interpreter lock
-
-    # What else the machine does meanwhile hits all four alike.
-    times = [1e9] * 4
-    for _ in range(12):
-        now = (
-            seconds(spin(guests[0])),
-            seconds(spin(guests[0]), spin(guests[1])),
-            seconds(digest),
-            seconds(digest, digest),
-        )
-        times = [min(pair) for pair in zip(times, now, strict=True)]
-        alone, both, control_alone, control_both = times
-        if both < 1.2 * alone:
-            break
-    # One after the other they would take twice as long.
-    assert both / alone < 1.6 * max(1.0, control_both / control_alone)
-
-
-def test_exits_in_c_do_not_wait_for_python(guest: Maker) -> None:
+def test_exits_in_c_do_not_wait_for_python(guest: Maker, interpreter_held: Held) -> None:
     """V24: exits that C handles do not wait for a Python thread that computes."""
-    g = guest("mov cx, 3000\nmore: out 0x40, al; loop more\nhlt")
-    sink = kvmcpu.ByteSink()
+    g = guest("again: out 0x40, al; jmp again")
+    sink = kvmcpu.ByteSink(limit=16)
     g.vm.map_io(0x40, 1, write=sink)
-    over = False
-
-    def compute() -> None:
-        while not over:
-            sum(range(100))
-
-    thread = threading.Thread(target=compute)
-    thread.start()
-    before = time.monotonic()
-    g.run()
-    seconds = time.monotonic() - before
-    over = True
-    thread.join()
-    assert sink.total == 3000
-    # Asking for the interpreter lock takes 5 ms each time while another thread computes: 15 s.
-    assert seconds < 5
+    with running(g.cpu):
+        interpreter_held(lambda: sink.total, 3000)
 
 
 def test_a_guest_holds_no_lock(guest: Maker) -> None:
@@ -343,11 +277,9 @@ def test_busy(guest: Maker) -> None:
     g = guest(SPIN)
     view = g.cpu.regs
     with running(g.cpu):
-        for name, call in BUSY.items():
-            before = time.monotonic()
+        for call in BUSY.values():
             with pytest.raises(kvmcpu.VcpuBusy, match="cpu0"):
                 call(g.cpu)
-            assert time.monotonic() - before < 5, name
         with pytest.raises(kvmcpu.VcpuBusy):
             _ = view.rax
         # These work at any time.

@@ -122,7 +122,7 @@ def test_cycles_and_ticks_agree(guest: Maker, factor: float) -> None:
 def test_host_factor(guest: Maker, options: dict[str, Any], factor: float) -> None:
     """V2: a CPU that is twice as fast as the host's counts twice the cycles in the host's time."""
     g = guest(SPIN, host_factor=factor, **options)
-    for _ in range(5):
+    for _ in range(100):  # a busy machine may be slow by itself
         passed, cycles, seconds = spin(g, "16ms")
         # Never more than the host's clock allows.
         assert cycles <= seconds * g.cpu.host_freq * factor * 1.01
@@ -138,7 +138,7 @@ def test_host_freq(guest: Maker) -> None:
     freq = guest(SPIN).cpu.host_freq
     for divisor in (10, 0.1):
         g = guest(SPIN, host_freq=freq / divisor, time_source="tsc")
-        for _ in range(5):
+        for _ in range(100):  # a busy machine may be slow by itself
             passed, cycles, seconds = spin(g, f"{10 * divisor}ms")
             assert cycles <= seconds * freq * 1.01
             assert passed / SECOND <= seconds * divisor * 1.01

@@ -26,6 +26,16 @@ def writes(count: int) -> bytes:
     )  # fmt: skip
 
 
+def counts(count: int) -> bytes:
+    """Counts down from a number, then halts; when it goes on it starts again."""
+    return (
+        b"\x66\xb9" + count.to_bytes(4, "little")  # start: mov ecx, count
+        + b"\x67\xe2\xfd"  # next: loop next (by ecx)
+        + b"\xf4"  # hlt
+        + b"\xeb\xf4"  # jmp start
+    )  # fmt: skip
+
+
 SPIN = b"\xeb\xfe"  # jmp .
 STEPS = b"\x90" * 14 + b"\xeb\xf0"  # fourteen nops and a jump back
 

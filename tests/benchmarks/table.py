@@ -12,6 +12,7 @@ from pathlib import Path
 
 import exits
 import life
+import threads
 import timing
 from measure import Comparison, Line, compare
 from native import Raw
@@ -23,6 +24,7 @@ GROUPS: dict[str, Group] = {
     "exits": exits.comparisons,
     "life": life.comparisons,
     "time": timing.comparisons,
+    "threads": threads.comparisons,
 }
 STUBBED = {
     "python": ("own time of an exit, a Python handler", 300.0),
