@@ -386,7 +386,7 @@ def test_alarm_that_raises(guest: Maker) -> None:
     before = mask()
     for _ in range(3):
         with handled(signal.SIGALRM, alarm), watchdog(g, 30):
-            signal.setitimer(signal.ITIMER_REAL, 0.003)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
             with pytest.raises(TimeoutError, match="enough"):
                 g.run()
         assert (g.cpu.stop_reason, g.cpu.status) == ("error", "Running")
