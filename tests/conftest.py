@@ -132,10 +132,14 @@ def user_guest(kvm: kvmcpu.Kvm) -> Iterator[Maker]:
 
 @pytest.fixture
 def interpreter_held() -> Held:
-    """``interpreter_held(number, by)`` waits until a number has grown by so much, and lets no
-    other thread have the interpreter lock meanwhile: what needs the lock stands still."""
+    """``interpreter_held(number, by)`` waits until a number grows, and then by so much more, for
+    which it lets no other thread have the interpreter lock: what needs the lock stands still."""
 
     def held(number: Callable[[], int], by: int) -> None:
+        begin, end = number(), time.monotonic() + 60
+        while number() == begin:
+            assert time.monotonic() < end, "it does not begin"
+            time.sleep(0.001)
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1000)  # seconds: for how long nobody may ask for the lock
         try:

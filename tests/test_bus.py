@@ -9,7 +9,6 @@ import gc
 import os
 import subprocess
 import threading
-import time
 import weakref
 from pathlib import Path
 
@@ -653,8 +652,6 @@ def test_sink_without_the_interpreter(user_guest, interpreter_held) -> None:
     thread = threading.Thread(target=g.cpu.run)
     thread.start()
     try:
-        while not sink.total:
-            time.sleep(0.001)
         interpreter_held(lambda: sink.total, 1000)
     finally:
         g.cpu.stop()
