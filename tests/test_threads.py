@@ -248,28 +248,28 @@ def test_a_guest_holds_no_lock(guest: Maker) -> None:
 
 # ---- one thread at a time
 
-BUSY: dict[str, Callable[[kvmcpu.Vcpu], object]] = {
-    "run": lambda cpu: cpu.run(),
-    "enter": lambda cpu: cpu.enter(),
-    "half entry": lambda cpu: cpu.enter(0),
-    "tick": lambda cpu: cpu.tick(),
-    "step": lambda cpu: cpu.step(),
-    "regs": lambda cpu: cpu.regs.rax,
-    "regs = …": lambda cpu: setattr(cpu, "regs", {"rax": 1}),
-    "sregs": lambda cpu: cpu.sregs.cs.base,
-    "msrs": lambda cpu: cpu.msrs["EFER"],
-    "one_reg": lambda cpu: cpu.reg_list(),
-    "dump": lambda cpu: cpu.dump(),
-    "serialize": lambda cpu: cpu.serialize(),
-    "activate": lambda cpu: cpu.activate(),
-    "suspend": lambda cpu: cpu.suspend(),
-    "resume": lambda cpu: cpu.resume(),
-    "switch_out": lambda cpu: cpu.switch_out(),
-    "schedule_inst_stop": lambda cpu: cpu.schedule_inst_stop(5),
-    "guest_debug": lambda cpu: cpu.guest_debug(singlestep=True),
-    "translate": lambda cpu: cpu.translate(0),
-    "start": lambda cpu: cpu.start(),
-}
+BUSY: list[Callable[[kvmcpu.Vcpu], object]] = [
+    lambda cpu: cpu.run(),
+    lambda cpu: cpu.enter(),
+    lambda cpu: cpu.enter(0),
+    lambda cpu: cpu.tick(),
+    lambda cpu: cpu.step(),
+    lambda cpu: cpu.regs.rax,
+    lambda cpu: setattr(cpu, "regs", {"rax": 1}),
+    lambda cpu: cpu.sregs.cs.base,
+    lambda cpu: cpu.msrs["EFER"],
+    lambda cpu: cpu.reg_list(),
+    lambda cpu: cpu.dump(),
+    lambda cpu: cpu.serialize(),
+    lambda cpu: cpu.activate(),
+    lambda cpu: cpu.suspend(),
+    lambda cpu: cpu.resume(),
+    lambda cpu: cpu.switch_out(),
+    lambda cpu: cpu.schedule_inst_stop(5),
+    lambda cpu: cpu.guest_debug(singlestep=True),
+    lambda cpu: cpu.translate(0),
+    lambda cpu: cpu.start(),
+]
 
 
 def test_busy(guest: Maker) -> None:
@@ -277,7 +277,7 @@ def test_busy(guest: Maker) -> None:
     g = guest(SPIN)
     view = g.cpu.regs
     with running(g.cpu):
-        for call in BUSY.values():
+        for call in BUSY:
             with pytest.raises(kvmcpu.VcpuBusy, match="cpu0"):
                 call(g.cpu)
         with pytest.raises(kvmcpu.VcpuBusy):
